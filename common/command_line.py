@@ -1,0 +1,92 @@
+"""What every command shares: options that are checked when they are read, and errors of one line."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message says what, with which value, and what to do."""
+
+    def __init__(self, message: str):
+        # A DataLoader worker hands an error over with its traceback pasted in front: only the last line is for the user.
+        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose help shows the defaults and whose errors are one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a command's main function and exit: 0, 2 after an InputError (one line on stderr), 130 when interrupted."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_report(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_report("interrupted", 130))
+    sys.exit(0)
+
+
+def _report(message: str, status: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return status
+
+
+def number(
+    kind: type[int] | type[float],
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], float]:
+    """An argparse type: a finite number with `minimum <= x <= maximum` and `above < x < below`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not abs(value) < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        for broken, rule in (
+            (minimum is not None and value < minimum, f"at least {minimum}"),
+            (maximum is not None and value > maximum, f"at most {maximum}"),
+            (above is not None and value <= above, f"above {above}"),
+            (below is not None and value >= below, f"below {below}"),
+        ):
+            if broken:
+                raise argparse.ArgumentTypeError(f"{text} must be {rule}")
+        return value
+
+    return parse
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def worker_count(wanted: int) -> int:
+    """Data loading processes: as many as wanted, never more than the processors this process may run on."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(wanted, usable)

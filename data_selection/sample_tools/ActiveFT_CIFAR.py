@@ -1,0 +1,30 @@
+"""Stage 2: choose which images of a pool to label, every iteration over the whole pool.
+
+    python sample_tools/ActiveFT_CIFAR.py --feature_path features/CIFAR10_train.npy --percent 2
+
+writes features/CIFAR10_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none_iter_300_sampleNum_1000.json:
+the chosen indices, one ascending JSON list.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+
+from activeft.command import choose, selection_parser
+from common.command_line import run
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Returns: the path of the JSON of chosen indices."""
+    parser = selection_parser(
+        "Choose the images to label with ActiveFT, with the published settings for CIFAR.",
+        feature_path="features/CIFAR10_train.npy",
+        percent="2",
+        max_iter=300,
+    )
+    return choose(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Stage 2 for a large pool: choose which images to label, every iteration over a random batch of the pool.
+
+    python sample_tools/ActiveFT_ImageNet.py --feature_path features/ImageNet_train.npy --percent 1
+
+writes features/ImageNet_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none_iter_100_sampleNum_12811.json:
+the chosen indices, one ascending JSON list.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+
+from activeft.command import PUBLISHED_BATCH_SIZE, choose, selection_parser
+from common.command_line import number, run
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Returns: the path of the JSON of chosen indices."""
+    parser = selection_parser(
+        "Choose the images to label with ActiveFT, with the published settings for ImageNet.",
+        feature_path="features/ImageNet_train.npy",
+        percent="1",
+        max_iter=100,
+    )
+    parser.add_argument(
+        "--batch_size",
+        default=PUBLISHED_BATCH_SIZE,
+        type=number(int, 1),
+        help="pool samples drawn without replacement for each iteration, at most the pool",
+    )
+    parser.add_argument(
+        "--slice", type=number(int, 1), help="rows per matrix product, to bound memory; it does not change the result"
+    )
+    return choose(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)
