@@ -13,7 +13,7 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message says what, with which value, and what to do."""
 
     def __init__(self, message: str):
-        # A DataLoader worker hands an error over with its traceback pasted in front: only the last line is for the user.
+        # A DataLoader worker hands an error over with its traceback in front: only the last line is for the user.
         super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
 
 

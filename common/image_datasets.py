@@ -1,4 +1,4 @@
-"""Images with labels, for both stages, in one order: an index chosen from the features means the same image in training."""
+"""Images with labels, in one order for both stages: an index chosen from the features is the same image in training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +86,5 @@ def cifar(name: str, root: Path, train: bool, transform: Transform | None = None
     try:
         return dataset(str(root), train=train, transform=transform, download=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"cannot download {name} from {dataset.url} ({error}); fetch it by hand and put it at {root / dataset.filename}"
-        ) from None
+        by_hand = f"fetch it by hand and put it at {root / dataset.filename}"
+        raise InputError(f"cannot download {name} from {dataset.url} ({error}); {by_hand}") from None

@@ -39,12 +39,14 @@ def create_network(
 ) -> nn.Module:
     """A timm network with fresh weights for square images of `input_size` pixels.
 
-    `model_kwargs` are the user's overrides; `rates` are drop_rate and drop_path_rate. With num_classes 0 it has no head.
+    `model_kwargs` are the user's overrides, `rates` drop_rate and drop_path_rate. With num_classes 0 it has no head.
     Raises InputError for a name timm does not know or an override it does not take.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise InputError(f"model {name!r} is not known to timm" + (f"; close to it: {', '.join(close)}" if close else ""))
+        raise InputError(
+            f"model {name!r} is not known to timm" + (f"; close to it: {', '.join(close)}" if close else "")
+        )
     kwargs = {**rates, **(model_kwargs or {})}
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is not None and config.fixed_input_size:

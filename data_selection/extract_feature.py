@@ -55,7 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Extract the features of every image of a pool with a pretrained network.")
     parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "Folder"])
     parser.add_argument(
-        "--data_path", default="data", help="where CIFAR10 and CIFAR100 are downloaded to and ImageNet/ lies; with Folder, the folder"
+        "--data_path",
+        default="data",
+        help="where CIFAR10 and CIFAR100 are downloaded to and ImageNet/ lies; with Folder, the folder",
     )
     parser.add_argument("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     parser.add_argument("--arch", default="vit_small", help=f"{', '.join(VITS)}, an XCiT, resnet50, or any timm name")
@@ -64,7 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pretrained_weights", default="", help="checkpoint file; empty: DINO's weights for this arch, downloaded"
     )
-    parser.add_argument("--checkpoint_key", default="teacher", help="network to take from a checkpoint that holds several")
+    parser.add_argument(
+        "--checkpoint_key", default="teacher", help="network to take from a checkpoint that holds several"
+    )
     parser.add_argument(
         "--n_last_blocks", default=1, type=number(int, 1), help="concatenate the [CLS] tokens of the last n blocks"
     )
@@ -76,7 +80,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--input_size", type=number(int, 1), help="pixels a side; 224, or img_size of --model-kwargs, when not given"
     )
     parser.add_argument("--batch_size_per_gpu", default=128, type=number(int, 1))
-    parser.add_argument("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's")
+    parser.add_argument(
+        "--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's"
+    )
     parser.add_argument("--amp", default="off", choices=AMP_DTYPES, help="precision; off is float32, as published")
     parser.add_argument("--device", default="auto", help="auto is cuda, then mps, then cpu")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished feature file")
@@ -175,7 +181,9 @@ def image_features(
 
 
 @torch.inference_mode()
-def extract(args: argparse.Namespace, network: nn.Module, pool: Dataset, file: FeatureFile, processes: Processes) -> None:
+def extract(
+    args: argparse.Namespace, network: nn.Module, pool: Dataset, file: FeatureFile, processes: Processes
+) -> None:
     """Write the features of this process's share of the pool, a batch at a time.
 
     Batches are fixed blocks of rows, whichever process computes them and however often the run was interrupted, so the
@@ -183,7 +191,10 @@ def extract(args: argparse.Namespace, network: nn.Module, pool: Dataset, file: F
     """
     blocks = file.missing_blocks(args.batch_size_per_gpu)
     processes.barrier()  # all have seen what is missing before anyone fills it in
-    share = len(blocks) * processes.rank // processes.world_size, len(blocks) * (processes.rank + 1) // processes.world_size
+    share = (
+        len(blocks) * processes.rank // processes.world_size,
+        len(blocks) * (processes.rank + 1) // processes.world_size,
+    )
     blocks = blocks[slice(*share)]
     device = processes.device
     loader = DataLoader(

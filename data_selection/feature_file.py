@@ -43,7 +43,9 @@ def read_features(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"feature file {path} holds {table.dtype}, not floating point numbers")
     labels = np.array(table[:, -1], dtype=np.float64)
     if not np.isfinite(labels).all():
-        raise InputError(f"feature file {path}: row {int(np.argmin(np.isfinite(labels)))} has no finite label (last column)")
+        raise InputError(
+            f"feature file {path}: row {int(np.argmin(np.isfinite(labels)))} has no finite label (last column)"
+        )
     return table[:, :-1], labels.astype(np.int64)
 
 
@@ -56,7 +58,9 @@ def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
     """The n images of a feature file. Raises InputError when there is no list of them, or one of another length."""
     source = paths_file(Path(feature_path))
     if not source.is_file():
-        raise InputError(f"{source} is not there: image paths are known only for features of --dataset Folder or ImageNet")
+        raise InputError(
+            f"{source} is not there: image paths are known only for features of --dataset Folder or ImageNet"
+        )
     listed = read_json(source, "list of image paths")
     if not isinstance(listed, dict) or len(listed.get("paths", ())) != n:
         raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
@@ -82,7 +86,9 @@ class FeatureFile:
         """Create the unfinished file, all rows missing, or check that the one that is there can be continued."""
         if resume and unfinished(self.path).is_file():
             before = read_json(self.settings_path, "settings of the unfinished features")
-            changed = [f"{key} was {before.get(key)}, is {now}" for key, now in self.settings.items() if before.get(key) != now]
+            changed = [
+                f"{key} was {before.get(key)}, is {now}" for key, now in self.settings.items() if before.get(key) != now
+            ]
             if changed:
                 raise InputError(f"--resume: {unfinished(self.path)} was begun differently: {'; '.join(changed)}")
             return
@@ -119,7 +125,7 @@ class FeatureFile:
     def finish(self) -> None:
         """Give the complete file its name."""
         self.table.flush()
-        os.replace(unfinished(self.path), self.path)
+        unfinished(self.path).replace(self.path)
         self.settings_path.unlink()
 
 

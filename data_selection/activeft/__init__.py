@@ -1,7 +1,7 @@
 """The method: choose the images whose labels are worth most, by optimising prototypes in a feature space.
 
-    from activeft import select
-    chosen = select(features, budget=500).indices
+from activeft import select
+chosen = select(features, budget=500).indices
 """
 
 from activeft.selection import Selection, select

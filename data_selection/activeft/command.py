@@ -16,8 +16,12 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     """The options that every way of choosing a subset has."""
     parser.add_argument("--feature_path", default=feature_path, help=".npy of (n, d + 1), the label in the last column")
     parser.add_argument("--output_dir", default="features")
-    parser.add_argument("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
-    parser.add_argument("--percent", default=percent, type=percentage, help="budget in percent of the pool, rounded down")
+    parser.add_argument(
+        "--filename", help="name of the JSON of chosen indices; derived from the options when not given"
+    )
+    parser.add_argument(
+        "--percent", default=percent, type=percentage, help="budget in percent of the pool, rounded down"
+    )
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument(
         "--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one a line"
@@ -29,7 +33,10 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     add_pool_options(parser, feature_path, percent)
     parser.add_argument("--temperature", default=0.07, type=number(float, above=0), help="tau")
     parser.add_argument(
-        "--threshold", default=0.0001, type=float, help="read by nothing, as in the published code: max_iter alone ends it"
+        "--threshold",
+        default=0.0001,
+        type=float,
+        help="read by nothing, as in the published code: max_iter alone ends it",
     )
     parser.add_argument("--max_iter", default=max_iter, type=number(int, 1))
     parser.add_argument("--lr", default=0.001, type=number(float, above=0), help="learning rate of Adam")
@@ -57,12 +64,14 @@ def budget_of(n: int, percent: Fraction) -> int:
     """k = n * percent / 100 rounded down. Raises InputError when nothing is left."""
     budget = int(n * percent / 100)
     if budget < 1:
-        raise InputError(f"--percent {float(percent):g} of {n} samples is less than one: at least {100 / n:.3g} is needed")
+        raise InputError(
+            f"--percent {float(percent):g} of {n} samples is less than one: at least {100 / n:.3g} is needed"
+        )
     return budget
 
 
 def subset_filename(args: argparse.Namespace, budget: int) -> str:
-    """The published file name; (departure) whatever it leaves out or rounds away is appended when it is not the default."""
+    """The published file name. (departure) A value it leaves out or rounds away is appended when it is no default."""
     name = Path(args.feature_path).name.removesuffix(".npy")
     balance = f"_br_{args.balance:.2f}" if args.balance != 1 else ""
     published = (

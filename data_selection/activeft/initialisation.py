@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_samples(n: int, k: int, seed: int) -> list[int]:
-    """k of n samples without replacement, in the order drawn; the draws of the published code after random.seed(seed)."""
+    """k of n samples without replacement, in the order drawn: what the published code draws after random.seed(seed)."""
     return random.Random(seed).sample(range(n), k)
 
 

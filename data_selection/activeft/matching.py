@@ -9,7 +9,7 @@ CHUNK_BYTES = 64 << 20  # similarities held at once
 def match_prototypes(features: Tensor, centres: Tensor, candidates: int = 8) -> list[int]:
     """For j = 0 .. k-1 in order, the sample most similar to c_j that no earlier prototype took.
 
-    Only the best few candidates of each prototype are ranked; a whole row is looked at again where all of them are taken.
+    Only each prototype's best few candidates are ranked; a whole row is looked at again where all of them are taken.
 
     Args:
         features: unit rows (n, d), n >= k.

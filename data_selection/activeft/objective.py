@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def log_repulsion(centres: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """log S_j (k,), and the mean prototype that j is pushed away from: sum_l p_lj c_l with p = softmax(c c^T / tau) (k, d).
+    """log S_j (k,), and what j is pushed away from, sum_l p_lj c_l with p the softmax of c c^T / tau over l (k, d).
 
     The latter is tau * d log S_j / d c_j.
     """
@@ -55,6 +55,6 @@ def loss_and_gradient(
 
 
 def gradient_through_normalisation(gradient: Tensor, centres: Tensor, norms: Tensor) -> Tensor:
-    """dJ/dtheta from dJ/dc, for c = theta / |theta|: the part orthogonal to c, over |theta|. Shapes (k, d), (k, d), (k, 1)."""
+    """dJ/dtheta (k, d) from dJ/dc (k, d), for c = theta / |theta|: its part orthogonal to c, over the norms (k, 1)."""
     along = (gradient * centres).sum(dim=1, keepdim=True)
     return (gradient - along * centres) / norms
