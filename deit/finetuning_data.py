@@ -1,0 +1,141 @@
+"""The images to finetune on and to evaluate on, with the published recipe's transforms."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torchvision.transforms as T
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch.utils.data import Dataset, Subset
+from torchvision.datasets import INaturalist
+from torchvision.transforms import InterpolationMode
+
+from common.command_line import InputError
+from common.image_datasets import Transform, cifar, class_folders, open_rgb
+from common.output_files import read_json
+
+DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
+INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
+SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
+EVAL_RESIZE = 256 / 224
+
+
+def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
+    """The training images (of a ...SUBSET, the chosen ones), all images of the test or val split, and the classes' number.
+
+    Raises InputError for anything that is missing or does not fit.
+    """
+    name = args.data_set.removesuffix("SUBSET")
+    root = Path(args.data_path)
+    transforms = {True: train_transform(args), False: eval_transform(args.input_size)}
+    if name.startswith("CIFAR"):
+        train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
+        nb_classes = len(train.classes)
+    elif name == "IMNET":
+        # Either the layout itself, or the folder that feature extraction looks for it in.
+        root = root if (root / "train").is_dir() else root / "ImageNet"
+        train, val = (class_folders(root / split, transforms[split == "train"]) for split in ("train", "val"))
+        if train.classes != val.classes:
+            odd = sorted(set(train.classes) ^ set(val.classes))[0]
+            raise InputError(f"{root}/train and {root}/val differ in their class folders: {odd} is in one of them only")
+        nb_classes = len(train.classes)
+    else:
+        year = {"INAT": "2018", "INAT19": "2019"}[name]
+        train, nb_classes = inaturalist(root, year, "train", args.inat_category, transforms[True])
+        val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
+    if args.data_set.endswith("SUBSET"):
+        train = Subset(train, read_subset_ids(args.subset_ids, len(train)))
+    train[0], val[0]  # what cannot be read or has the wrong size shows before the work begins
+    return train, val, nb_classes
+
+
+def read_subset_ids(path: str, n: int) -> list[int]:
+    """The chosen indices, in the file's order. Raises InputError unless they are distinct and inside 0..n - 1."""
+    ids = read_json(Path(path), "--subset_ids file")
+    if not isinstance(ids, list) or not all(type(index) is int for index in ids):
+        raise InputError(f"--subset_ids {path} is not one JSON list of whole numbers")
+    if not ids:
+        raise InputError(f"--subset_ids {path} is empty: there is nothing to train on")
+    outside = next((index for index in ids if not 0 <= index < n), None)
+    if outside is not None:
+        raise InputError(f"--subset_ids {path} holds {outside}, but the training split has images 0 to {n - 1}")
+    index, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"--subset_ids {path} holds {index} {times} times; every index must stand in it once")
+    return ids
+
+
+def train_transform(args: argparse.Namespace) -> T.Compose:
+    """timm's training augmentation; small images are padded and cropped instead of cropped at random scale."""
+    transform = create_transform(
+        args.input_size,
+        is_training=True,
+        color_jitter=args.color_jitter,
+        auto_augment=None if args.aa == "none" else args.aa,
+        interpolation=args.train_interpolation,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+    )
+    if args.input_size <= SMALL_IMAGE:
+        transform.transforms[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
+    return transform
+
+
+def eval_transform(input_size: int) -> T.Compose:
+    """Resize to 256/224 of the input size and crop the centre; small images are taken as they are."""
+    if input_size <= SMALL_IMAGE:
+        fit = [ExactSize(input_size)]
+    else:
+        resized = int(EVAL_RESIZE * input_size)
+        fit = [T.Resize(resized, interpolation=InterpolationMode.BICUBIC), T.CenterCrop(input_size)]
+    return T.Compose([*fit, T.ToTensor(), T.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)])
+
+
+class ExactSize:
+    """Passes images of the one size that is asked for."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size != (self.size, self.size):
+            raise InputError(
+                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing is "
+                f"resized: all must be {self.size}x{self.size}"
+            )
+        return image
+
+
+def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform) -> tuple[Dataset, int]:
+    """iNaturalist 2018 or 2019 in torchvision's layout, `<root>/<year>/<super category>/<category id>/*`.
+
+    (departure) The published code reads the annotations for everything; here they tell the split (`<split><year>.json`)
+    and, for levels of the taxonomy between species and super category, the names (`categories.json`).
+    Returns: the split and the number of its classes. Raises: InputError when one of the files is missing.
+    """
+    target = "super" if category == "supercategory" else "full"
+    try:
+        dataset = INaturalist(str(root), version=year, target_type=target, transform=transform, loader=open_rgb)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"iNaturalist {year} is not in {root / year} in torchvision's layout: {error}") from None
+    dataset.index.sort()  # torchvision lists files in the order of the file system
+    nb_classes = len(dataset.categories_index["super"] if target == "super" else dataset.all_categories)
+    if category not in ("name", "supercategory"):
+        listed = {
+            entry["id"]: entry[category] for entry in read_json(root / "categories.json", "iNaturalist categories")
+        }
+        names = sorted(set(listed.values()))
+        class_of = [names.index(listed[category_id]) for category_id in range(nb_classes)]
+        dataset.target_transform, nb_classes = class_of.__getitem__, len(names)
+    annotated = read_json(root / f"{split}{year}.json", f"iNaturalist {split} annotations")["images"]
+    in_split = {Path(image["file_name"]).parts[-3:] for image in annotated}
+    rows = [
+        row
+        for row, (category_id, file) in enumerate(dataset.index)
+        if (*Path(dataset.all_categories[category_id]).parts, file) in in_split
+    ]
+    if not rows:
+        raise InputError(f"none of the images in {root / year} is in {root}/{split}{year}.json")
+    return Subset(dataset, rows), nb_classes

@@ -1,0 +1,131 @@
+"""Every option of the finetuning, with the published defaults: DeiT's recipe as ActiveFT changed it."""
+
+import argparse
+
+from finetuning_data import DATA_SETS, INAT_CATEGORIES
+from timm.optim import list_optimizers
+
+from common.command_line import ArgumentParser, InputError, number
+from common.networks import add_model_kwargs_option
+from common.output_files import make_output_dir
+
+PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images an update
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser("Finetune a pretrained network on the chosen images.")
+    natural, whole = number(int, 1), number(int, 0)
+    share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--batch-size", default=256, type=natural, help="images per process and update")
+    add("--epochs", default=1000, type=natural)
+    add("--seed", default=0, type=whole)
+    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto is fp16 on CUDA, else off")
+    add("--output_dir", default="", help="where to write; nothing is written when empty")
+    add(
+        "--resume",
+        default="",
+        help="a pretrained backbone to start from, or a checkpoint of this script to go on from; file or https://",
+    )
+    add("--finetune", default="", help="a pretrained backbone to start from; file or https://")
+    add("--start_epoch", default=0, type=whole)
+    add("--eval", action="store_true", help="evaluate only")
+    add("--dist-eval", action="store_true", help="share the evaluation among the processes")
+    add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
+    add("--num_workers", default=16, type=whole, help="decoding processes, at most the machine's")
+    add("--pin-mem", default=True, action="store_true", help="pinned memory for faster copies to the GPU")
+    add("--no-pin-mem", dest="pin_mem", action="store_false")
+    add("--world_size", default=1, type=natural, help="read by nothing: the launcher says how many processes run")
+    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
+
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--model", default="deit_small_patch16_224", help="any timm name")
+    add_model_kwargs_option(group)
+    add("--input-size", type=natural, help="pixels a side; 224, or img_size of --model-kwargs, when not given")
+    add("--drop", default=0.0, type=number(float, 0, below=1), help="dropout rate")
+    add("--drop-path", default=0.1, type=number(float, 0, below=1), help="stochastic depth rate of the last block")
+    add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
+    add("--no-model-ema", dest="model_ema", action="store_false")
+    add("--model-ema-decay", default=0.99996, type=share)
+    add("--model-ema-force-cpu", action="store_true", help="keep the moving average in main memory")
+
+    group = parser.add_argument_group("optimiser")
+    add = group.add_argument
+    add("--opt", default="SGD", help="any timm optimiser; SGD is with Nesterov momentum")
+    add("--opt-eps", default=1e-8, type=positive)
+    add("--opt-betas", type=share, nargs="+", metavar="BETA", help="the optimiser's own when not given")
+    add("--clip-grad", type=positive, metavar="NORM", help="no clipping when not given")
+    add("--momentum", default=0.9, type=share)
+    add("--weight-decay", default=1e-4, type=not_negative)
+
+    group = parser.add_argument_group("schedule")
+    add = group.add_argument
+    add("--sched", default="cosine", choices=["cosine", "tanh", "step", "poly", "plateau"])
+    add("--lr", default=0.01, type=positive, help="for 512 images an update; scaled with their number")
+    add("--lr-noise", type=share, nargs="+", metavar="SHARE", help="on and off points, as shares of the epochs")
+    add("--lr-noise-pct", default=0.67, type=positive)
+    add("--lr-noise-std", default=1.0, type=positive)
+    add("--warmup-lr", default=1e-6, type=not_negative)
+    add("--min-lr", default=1e-5, type=not_negative)
+    add("--decay-epochs", default=30, type=number(float, above=0), help="between decays of the step schedule")
+    add("--warmup-epochs", default=5, type=whole)
+    add("--cooldown-epochs", default=10, type=whole, help="without effect: --epochs is all that is trained")
+    add("--patience-epochs", default=10, type=whole, help="of the plateau schedule")
+    add("--decay-rate", "--dr", default=0.1, type=positive, help="of the step and plateau schedules")
+
+    group = parser.add_argument_group("augmentation")
+    add = group.add_argument
+    add("--color-jitter", default=0.0, type=not_negative)
+    add("--aa", default="none", help="timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1; none is none")
+    add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
+    add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
+    add("--repeated-aug", default=True, action="store_true", help="draw every image of an epoch three times")
+    add("--no-repeated-aug", dest="repeated_aug", action="store_false")
+    add("--reprob", default=0.0, type=share, help="random erase probability")
+    add("--remode", default="pixel", choices=["const", "rand", "pixel"])
+    add("--recount", default=1, type=natural)
+    add("--resplit", action="store_true", help="read by nothing, as in the published code")
+    add("--mixup", default=0.0, type=not_negative, help="mixup alpha; 0 is off")
+    add("--cutmix", default=0.0, type=not_negative, help="cutmix alpha; 0 is off")
+    add("--cutmix-minmax", type=share, nargs=2, metavar=("MIN", "MAX"), help="overrides the alpha of cutmix")
+    add("--mixup-prob", default=0.0, type=share, help="probability of mixing a batch at all")
+    add("--mixup-switch-prob", default=0.5, type=share, help="probability of cutmix where both are on")
+    add("--mixup-mode", default="batch", choices=["batch", "pair", "elem"])
+
+    group = parser.add_argument_group("distillation")
+    add = group.add_argument
+    add("--teacher-model", default="regnety_160", help="any timm name")
+    add("--teacher-path", default="", help="the teacher's checkpoint; file or https://")
+    add("--distillation-type", default="none", choices=["none", "soft", "hard"])
+    add("--distillation-alpha", default=0.5, type=share, help="weight of the distillation loss")
+    add("--distillation-tau", default=1.0, type=positive)
+
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--data-path", default="data", help="where CIFAR is downloaded to; the ImageNet or iNaturalist folder")
+    add("--data-set", default="CIFAR10", choices=DATA_SETS)
+    add("--inat-category", default="name", choices=INAT_CATEGORIES, help="level of the taxonomy that is the class")
+    add("--subset_ids", default="", help="JSON list of the chosen indices, for the ...SUBSET data sets")
+
+    args = parser.parse_args(argv)
+    args.opt = args.opt.lower()
+    args.input_size = args.input_size or args.model_kwargs.get("img_size", 224)
+    check_together(args)
+    return args
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """What no single option can know. Raises InputError."""
+    if args.data_set.endswith("SUBSET") != bool(args.subset_ids):
+        needs = "needs" if not args.subset_ids else "does not take"
+        raise InputError(f"--data-set {args.data_set} {needs} --subset_ids, the JSON of chosen indices")
+    if args.opt not in list_optimizers():
+        raise InputError(f"--opt {args.opt} is not known to timm; such are sgd, adamw, lamb")
+    if args.distillation_type != "none" and not args.teacher_path:
+        raise InputError(f"--distillation-type {args.distillation_type} needs --teacher-path, the teacher's checkpoint")
+    if args.output_dir:
+        make_output_dir(args.output_dir)
