@@ -22,7 +22,7 @@ EVAL_RESIZE = 256 / 224
 
 
 def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
-    """The training images (of a ...SUBSET, the chosen ones), all images of the test or val split, and the classes' number.
+    """Training images (of a ...SUBSET, the chosen ones), all images of the test or val split, and the number of classes.
 
     Raises InputError for anything that is missing or does not fit.
     """
@@ -102,8 +102,8 @@ class ExactSize:
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.size != (self.size, self.size):
             raise InputError(
-                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing is "
-                f"resized: all must be {self.size}x{self.size}"
+                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "
+                f"is resized: all must be {self.size}x{self.size}"
             )
         return image
 
