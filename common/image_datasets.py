@@ -46,6 +46,12 @@ def _is_image(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(IMG_EXTENSIONS)
 
 
+def split_folder(root: Path, train: bool) -> Path:
+    """The training or evaluation images of a data set in ImageNet layout: <root>/train, and <root>/val or <root>/test."""
+    names = ("train",) if train else ("val", "test")
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+
+
 def class_folders(root: Path, transform: Transform | None = None) -> ImageFolder:
     """`<root>/<class>/*`, the ImageNet layout: classes and images in the order of their names.
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
 from common.command_line import ArgumentParser, InputError, number, run, worker_count
-from common.image_datasets import cifar, class_folders, image_folder
+from common.image_datasets import cifar, class_folders, image_folder, split_folder
 from common.networks import add_model_kwargs_option, create_network
 from common.output_files import make_output_dir
 from common.processes import Processes, launched
@@ -106,16 +106,14 @@ def boolean(text: str) -> bool:
 def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     """The pool's name, for the feature file, and its folder.
 
-    Folder reads DIR/<split> where DIR has a folder of that name and one for the other split (the ImageNet layout), else
-    DIR itself.
+    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself.
     """
-    root = Path(args.data_path)
-    split = "train" if args.split == "train" else "val"
+    root, train = Path(args.data_path), args.split == "train"
     if args.dataset == "ImageNet":
-        return "ImageNet", root / "ImageNet" / split
+        return "ImageNet", split_folder(root / "ImageNet", train)
     if args.dataset == "Folder":
-        in_splits = (root / "train").is_dir() and (root / "val").is_dir()
-        return root.resolve().name, root / split if in_splits else root
+        both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
+        return root.resolve().name, split_folder(root, train) if both else root
     return args.dataset, root
 
 

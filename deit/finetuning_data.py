@@ -12,7 +12,7 @@ from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.command_line import InputError
-from common.image_datasets import Transform, cifar, class_folders, open_rgb
+from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
 from common.output_files import read_json
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
@@ -22,7 +22,7 @@ EVAL_RESIZE = 256 / 224
 
 
 def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
-    """Training images (of a ...SUBSET, the chosen ones), all images of the test or val split, and the number of classes.
+    """Training images (of a ...SUBSET the chosen ones), all images of the test or val split, and the number of classes.
 
     Raises InputError for anything that is missing or does not fit.
     """
@@ -35,10 +35,10 @@ def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
     elif name == "IMNET":
         # Either the layout itself, or the folder that feature extraction looks for it in.
         root = root if (root / "train").is_dir() else root / "ImageNet"
-        train, val = (class_folders(root / split, transforms[split == "train"]) for split in ("train", "val"))
+        train, val = (class_folders(split_folder(root, is_train), transforms[is_train]) for is_train in (True, False))
         if train.classes != val.classes:
             odd = sorted(set(train.classes) ^ set(val.classes))[0]
-            raise InputError(f"{root}/train and {root}/val differ in their class folders: {odd} is in one of them only")
+            raise InputError(f"{train.root} and {val.root} differ in their class folders: {odd} is in one of them only")
         nb_classes = len(train.classes)
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]

@@ -86,7 +86,7 @@ def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
 
 
 def load_starting_weights(model: nn.Module, checkpoint: dict[str, Any], source: str) -> list[str]:
-    """Load pretrained weights. Returns the names of those that stayed fresh: the head, if none of its shape was there."""
+    """Load pretrained weights. Returns the names of those that stayed fresh: the head, if none fitted."""
     return load_pretrained(model, network_weights(checkpoint, source), source)
 
 
