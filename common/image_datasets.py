@@ -47,7 +47,7 @@ def _is_image(path: Path) -> bool:
 
 
 def split_folder(root: Path, train: bool) -> Path:
-    """The training or evaluation images of a data set in ImageNet layout: <root>/train, and <root>/val or <root>/test."""
+    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
     names = ("train",) if train else ("val", "test")
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 

@@ -1,0 +1,70 @@
+"""Training losses against their formulas, written out."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_vit
+from distillation import DistillationLoss, base_criterion, soft_distillation
+from timm.data import Mixup
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
+TARGETS = torch.tensor([0, 2])
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+
+def test_label_smoothing_spreads_a_tenth_of_the_target_over_all_classes():
+    soft = np.full((2, 3), 0.1 / 3)
+    soft[[0, 1], TARGETS] += 0.9
+    expected = -(soft * log_softmax(LOGITS.double().numpy())).sum(axis=1).mean()
+    assert base_criterion(False, 0.1)(LOGITS, TARGETS).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_smoothing_is_cross_entropy():
+    expected = -log_softmax(LOGITS.double().numpy())[[0, 1], TARGETS].mean()
+    assert base_criterion(False, 0.0)(LOGITS, TARGETS).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_mixup_mixes_a_batch_with_its_reverse_and_its_smoothed_targets_alike():
+    np.random.seed(0)
+    mixup = Mixup(mixup_alpha=0.8, prob=1.0, label_smoothing=0.1, num_classes=3)
+    images = torch.randn(2, 3, 4, 4)
+    mixed, targets = mixup(images.clone(), TARGETS)
+    share = ((mixed - images.flip(0)) / (images - images.flip(0))).mean()
+    one_hot = torch.nn.functional.one_hot(TARGETS, 3) * 0.9 + 0.1 / 3
+    torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0), rtol=1e-4, atol=1e-4)
+    expected = -(targets * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(base_criterion(True, 0.1)(LOGITS, targets), expected)
+
+
+def test_soft_distillation_is_tau_squared_kl_over_the_number_of_logits():
+    tau = 3.0
+    student, teacher = LOGITS.double(), LOGITS.flip(1).double() * 2
+    p, q = (log_softmax(logits.numpy() / tau) for logits in (teacher, student))
+    expected = (np.exp(p) * (p - q)).sum() * tau**2 / 6
+    assert soft_distillation(student, teacher, tau).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_hard_distillation_weighs_the_teachers_class_with_alpha():
+    teacher_logits = torch.tensor([[0.0, 5.0, 1.0], [4.0, 0.0, 0.0]])
+    loss = DistillationLoss(base_criterion(False, 0.0), lambda images: teacher_logits, "hard", alpha=0.25, tau=1.0)
+    by_distillation = LOGITS * 0.5
+    base = -LOGITS.log_softmax(1)[[0, 1], TARGETS].mean()
+    hard = -by_distillation.log_softmax(1)[[0, 1], [1, 0]].mean()
+    actual = loss(torch.empty(0), (LOGITS, by_distillation), TARGETS)
+    torch.testing.assert_close(actual, 0.75 * base + 0.25 * hard)
+
+
+def test_without_a_teacher_a_distilled_model_learns_from_its_class_head():
+    loss = DistillationLoss(base_criterion(False, 0.0), None, "none", alpha=0.5, tau=1.0)
+    expected = base_criterion(False, 0.0)(LOGITS, TARGETS)
+    torch.testing.assert_close(loss(torch.empty(0), (LOGITS, LOGITS * 0), TARGETS), expected)
+    torch.testing.assert_close(loss(torch.empty(0), LOGITS, TARGETS), expected)
+
+
+def test_tiny_vit_of_the_tests_depends_on_its_input():
+    model = tiny_vit()
+    assert not torch.allclose(model(torch.zeros(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))

@@ -1,0 +1,134 @@
+"""deit/main.py as users run it: starting, going on, several processes, and what it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, TINY_VIT_OPTIONS, launch_two, tiny_vit
+from main import main
+from PIL import Image
+
+from common.checkpoints import read_checkpoint
+from common.command_line import InputError
+
+SHORT = ["--device", "cpu", "--num_workers", "0", "--warmup-epochs", "0", "--batch-size", "16"]
+TINY = ["--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS]
+
+
+def options(pool: Path, *extra: object) -> list[str]:
+    return [*SHORT, *TINY, *map(str, ["--data-set", "IMNET", "--data-path", pool, *extra])]
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+@pytest.fixture
+def subset(tmp_path: Path) -> Path:
+    path = tmp_path / "subset.json"
+    path.write_text("[0, 3, 11, 12, 25, 29]")
+    return path
+
+
+def test_finetuning_a_subset_writes_checkpoints_log_and_summary(pool, backbone, subset, tmp_path):
+    out = tmp_path / "out"
+    summary = main([*SHORT, *TINY, "--data-set", "IMNETSUBSET", "--data-path", str(pool), "--subset_ids", str(subset),
+                    "--resume", str(backbone), "--epochs", "3", "--eval_interval", "2",
+                    "--output_dir", str(out)])  # fmt: skip
+    log = log_of(out)
+    assert [entry["epoch"] for entry in log] == [0, 1, 2]
+    assert ["test_acc1" in entry for entry in log] == [False, True, True]  # every second epoch, and the last
+    assert {"train_loss", "train_lr", "n_parameters"} <= log[0].keys()
+    assert summary["images"] == 6
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["last"]["test"]["acc1"] == log[-1]["test_acc1"]
+    assert summary["best"]["test"]["acc1"] == max(entry.get("test_acc1", 0) for entry in log)
+    checkpoint = read_checkpoint(out / "checkpoint.pth")
+    assert set(checkpoint) >= {"model", "optimizer", "lr_scheduler", "epoch", "model_ema", "scaler", "args"}
+    assert checkpoint["epoch"] == 2 and checkpoint["args"]["lr"] == pytest.approx(0.01 * 16 / 512)
+    assert (out / "best_checkpoint.pth").is_file()
+
+
+def test_a_backbone_given_to_resume_starts_at_epoch_0_with_its_weights(pool, backbone, tmp_path):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--lr", 1e-12, "--warmup-lr", 0, "--output_dir", tmp_path))
+    trained = read_checkpoint(tmp_path / "checkpoint.pth")
+    for name, weight in read_checkpoint(backbone).items():
+        torch.testing.assert_close(trained["model"][name], weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(trained["model_ema"][name], weight, rtol=1e-5, atol=1e-6)
+    assert [entry["epoch"] for entry in log_of(tmp_path)] == [0]
+
+
+def test_an_own_checkpoint_given_to_resume_goes_on_after_its_epoch(pool, backbone, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(options(pool, "--resume", backbone, "--epochs", 4, "--output_dir", first))
+    half = options(pool, "--resume", backbone, "--epochs", 2, "--output_dir", second)
+    main(half)
+    again = options(pool, "--resume", second / "checkpoint.pth", "--epochs", 4, "--output_dir", second)
+    summary = main(again)
+    assert [entry["epoch"] for entry in log_of(second)] == [0, 1, 2, 3]
+    assert read_checkpoint(second / "checkpoint.pth")["epoch"] == 3
+    best_before = max(entry["test_acc1"] for entry in log_of(second)[:2])
+    assert summary["best"]["test"]["acc1"] >= best_before
+
+
+def test_evaluation_of_a_checkpoint_gives_the_accuracy_of_its_run(pool, backbone, tmp_path):
+    summary = main(options(pool, "--resume", backbone, "--epochs", 2, "--lr", 1, "--output_dir", tmp_path))
+    evaluated = main(options(pool, "--eval", "--resume", tmp_path / "checkpoint.pth"))
+    assert evaluated["last"] == summary["last"]["test"]
+
+
+def test_evaluation_with_a_fresh_head_is_refused(pool, backbone):
+    with pytest.raises(InputError, match="--eval needs --resume with trained weights"):
+        main(options(pool, "--eval", "--resume", backbone))
+
+
+def test_mixup_takes_a_last_batch_of_odd_size(pool, backbone):
+    # 90 draws in batches of 16 leave 10; in batches of 13, 12; in batches of 89, 1
+    for batch_size in (13, 89):
+        main(options(pool, "--resume", backbone, "--epochs", 1, "--mixup", 0.8, "--mixup-prob", 1,
+                     "--batch-size", batch_size))  # fmt: skip
+
+
+def test_hard_and_soft_distillation_train_a_distilled_model_from_a_plain_backbone(pool, backbone, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    torch.save({"model": tiny_vit(num_classes=3, img_size=32, patch_size=16, embed_dim=192, depth=12, num_heads=3)
+                .state_dict()}, teacher)  # fmt: skip
+    for kind in ("soft", "hard"):
+        out = tmp_path / kind
+        main(options(pool, "--resume", backbone, "--epochs", 1, "--model", "deit_tiny_distilled_patch16_224",
+                     "--distillation-type", kind, "--teacher-path", teacher, "--output_dir", out,
+                     "--teacher-model", "vit_tiny_patch16_224"))  # fmt: skip
+        assert log_of(out)[0]["train_loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_epoch_step_and_lr(pool, backbone):
+    with pytest.raises(InputError, match=r"the loss is nan at epoch \d, step \d, lr .*: lower --lr"):
+        main(options(pool, "--resume", backbone, "--epochs", 3, "--lr", 1e30, "--warmup-lr", 1e30))
+
+
+def test_two_launched_processes_end_with_the_weights_of_one_with_twice_the_batch(run_script, backbone, tmp_path):
+    """Images of one colour each look the same however they are cropped and flipped."""
+    pool = tmp_path / "colours"
+    for split in ("train", "val"):
+        for number, name in enumerate(CLASSES):
+            for shade in range(10):
+                path = pool / split / name / f"{shade}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 40), (80 * number, 25 * shade, 128)).save(path)
+    common = ["--data-set", "IMNET", "--data-path", pool, "--num_workers", 0, "--device", "cpu", "--epochs", 3,
+              "--drop-path", 0, "--warmup-epochs", 0, "--lr", 0.1, *TINY, "--input-size", 40,
+              "--clip-grad", 2.0, "--dist-eval", "--resume", backbone]  # fmt: skip
+    common = [option for option in common if option != "img_size=32"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*map(str, common), "--batch-size", "32", "--output_dir", str(one)])
+    run_script("deit/main.py", *common, "--batch-size", 16, "--output_dir", two, launcher=launch_two(29511))
+    alone, together = (read_checkpoint(out / "checkpoint.pth") for out in (one, two))
+    for kind in ("model", "model_ema"):
+        for name, weight in alone[kind].items():
+            torch.testing.assert_close(together[kind][name], weight, rtol=1e-5, atol=1e-5)
+    logs = log_of(one), log_of(two)
+    assert [len(log) for log in logs] == [3, 3]  # one log, not one of each process
+    for entry_alone, entry_together in zip(*logs, strict=True):
+        assert entry_together["test_acc1"] == entry_alone["test_acc1"]
+        assert entry_together["train_loss"] == pytest.approx(entry_alone["train_loss"], rel=1e-4)

@@ -1,0 +1,120 @@
+"""What timm must still do as it did for the published recipe, checked rather than believed."""
+
+import math
+
+import pytest
+import torch
+import torchvision.transforms as T
+from conftest import TINY_VIT_OPTIONS
+from finetuning_data import eval_transform, train_transform
+from main import build_model, build_state, is_distilled
+from PIL import Image
+from recipe_options import parse_args
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+
+def options(*extra: str):
+    return parse_args(["--data-set", "IMNET", "--device", "cpu", *extra])
+
+
+def tiny_options(*extra: str):
+    return options("--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, *extra)
+
+
+@pytest.mark.parametrize(("total_batch", "processes"), [(256, 2), (512, 1), (64, 1)])
+def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, processes):
+    args = tiny_options("--epochs", "20", "--batch-size", str(total_batch))
+    state = build_state(args, build_model(args, 3), processes)
+    peak = 0.01 * total_batch * processes / 512
+    for epoch in range(20):
+        t = max(0, epoch - 1)  # stepped at the end of each epoch with that epoch's number
+        expected = (
+            1e-6 + t * (peak - 1e-6) / 5 if t < 5 else 1e-5 + 0.5 * (peak - 1e-5) * (1 + math.cos(math.pi * t / 20))
+        )
+        assert all(group["lr"] == pytest.approx(expected, rel=1e-9) for group in state.optimizer.param_groups)
+        state.lr_scheduler.step(epoch, 0.0)
+
+
+def test_optimiser_is_sgd_with_nesterov_momentum_and_no_decay_on_biases_norms_and_tokens():
+    args = tiny_options()
+    model = build_model(args, 3)
+    state = build_state(args, model, 1)
+    assert type(state.optimizer) is torch.optim.SGD
+    name_of = {id(weight): name for name, weight in model.named_parameters()}
+    for group in state.optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"]) == (0.9, True)
+        for weight in group["params"]:
+            name = name_of[id(weight)]
+            free = weight.ndim <= 1 or name.endswith(".bias") or name in ("pos_embed", "cls_token")
+            assert group["weight_decay"] == (0.0 if free else 1e-4), name
+
+
+def test_a_fresh_head_is_a_truncated_normal_of_std_002_with_zero_bias():
+    torch.manual_seed(0)
+    head = build_model(tiny_options(), 4000).head
+    assert head.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert head.bias.abs().max() == 0
+
+
+def test_stochastic_depth_rises_linearly_to_a_tenth_and_keeps_the_expectation():
+    args = options("--model", "vit_tiny_patch16_224", "--model-kwargs", *TINY_VIT_OPTIONS[1:], "depth=5")
+    blocks = build_model(args, 3).blocks
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
+    torch.manual_seed(0)
+    kept = blocks[4].drop_path1.train()(torch.ones(20000, 1))
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    assert kept.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_training_crops_at_random_scale_and_flips_half_of_the_images():
+    crop, flip, *rest = train_transform(options("--input-size", "64")).transforms
+    assert isinstance(crop, RandomResizedCropAndInterpolation)
+    assert (crop.scale, crop.ratio) == ((0.08, 1.0), pytest.approx((3 / 4, 4 / 3)))
+    assert isinstance(flip, T.RandomHorizontalFlip) and flip.p == 0.5
+    image = Image.effect_noise((64, 64), 50).convert("RGB")
+    for step in rest[:-2]:  # colour jitter 0 changes nothing
+        assert isinstance(step, T.ColorJitter) and step(image).tobytes() == image.tobytes()
+
+
+def test_small_images_are_padded_by_four_and_cropped_instead():
+    size, crop, *_ = train_transform(options("--input-size", "32")).transforms
+    assert isinstance(crop, T.RandomCrop) and (crop.size, crop.padding) == ((32, 32), 4)
+    assert size.size == 32
+
+
+def test_evaluation_resizes_by_256_over_224_and_crops_the_centre():
+    resize, crop, *_ = eval_transform(224).transforms
+    assert (resize.size, resize.interpolation, crop.size) == (256, T.InterpolationMode.BICUBIC, (224, 224))
+
+
+def test_evaluation_takes_small_images_as_they_are():
+    image = Image.effect_noise((32, 32), 50).convert("RGB")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (T.functional.pil_to_tensor(image) / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(eval_transform(32)(image), expected)
+
+
+def test_a_distilled_model_gives_both_heads_in_training_and_their_mean_in_evaluation():
+    model = build_model(options("--model", "deit_tiny_distilled_patch16_224", *TINY_VIT_OPTIONS), 3)
+    assert is_distilled(model)
+    images = torch.randn(2, 3, 32, 32)
+    for rate in model.blocks:
+        rate.drop_path1 = rate.drop_path2 = torch.nn.Identity()
+    both = model.train()(images)
+    torch.testing.assert_close(model.eval()(images), (both[0] + both[1]) / 2)
+
+
+def test_published_defaults():
+    args = parse_args(["--data-set", "CIFAR10"])
+    published = {
+        "batch_size": 256, "epochs": 1000, "seed": 0, "model": "deit_small_patch16_224", "input_size": 224, "drop": 0.0,
+        "drop_path": 0.1, "model_ema": True, "model_ema_decay": 0.99996, "opt": "sgd", "clip_grad": None,
+        "momentum": 0.9,
+        "weight_decay": 1e-4, "sched": "cosine", "lr": 0.01, "warmup_lr": 1e-6, "min_lr": 1e-5, "decay_epochs": 30,
+        "warmup_epochs": 5, "cooldown_epochs": 10, "patience_epochs": 10, "decay_rate": 0.1, "color_jitter": 0.0,
+        "aa": "none", "smoothing": 0.1, "train_interpolation": "bicubic", "repeated_aug": True, "reprob": 0.0,
+        "mixup": 0.0, "cutmix": 0.0, "mixup_prob": 0.0, "mixup_switch_prob": 0.5, "distillation_type": "none",
+        "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "num_workers": 16, "pin_mem": True,
+    }  # fmt: skip
+    assert {key: getattr(args, key) for key in published} == published
