@@ -45,7 +45,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "code when unpickled; save its state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"checkpoint {path} is truncated or no checkpoint: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     return checkpoint

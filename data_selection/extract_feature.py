@@ -93,6 +93,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--patch_size goes with {', '.join(VITS)}; for {args.arch} use --model-kwargs patch_size=...")
     if args.avgpool_patchtokens and args.n_last_blocks != 1:
         raise InputError(f"--avgpool_patchtokens goes with --n_last_blocks 1 only, not {args.n_last_blocks}")
+    for option in ("extra_name", "split"):
+        if Path(getattr(args, option)).name != getattr(args, option):
+            raise InputError(f"--{option} {getattr(args, option)} goes into the file name and cannot be a path")
     args.input_size = args.input_size or args.model_kwargs.get("img_size", 224)
     return args
 
@@ -141,6 +144,10 @@ def build_network(args: argparse.Namespace) -> nn.Module:
     network = create_network(name, num_classes=0, input_size=args.input_size, model_kwargs=kwargs)
     if not has_class_token(network) and (args.n_last_blocks != 1 or args.avgpool_patchtokens):
         raise InputError(f"--n_last_blocks and --avgpool_patchtokens need a ViT with a class token, not {args.arch}")
+    if has_class_token(network) and args.n_last_blocks > len(network.blocks):
+        raise InputError(
+            f"--n_last_blocks {args.n_last_blocks} is more than the {len(network.blocks)} blocks of {name}"
+        )
     if args.pretrained_weights:
         source, checkpoint = args.pretrained_weights, read_checkpoint(args.pretrained_weights)
     else:

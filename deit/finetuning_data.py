@@ -68,16 +68,19 @@ def read_subset_ids(path: str, n: int) -> list[int]:
 
 def train_transform(args: argparse.Namespace) -> T.Compose:
     """timm's training augmentation; small images are padded and cropped instead of cropped at random scale."""
-    transform = create_transform(
-        args.input_size,
-        is_training=True,
-        color_jitter=args.color_jitter,
-        auto_augment=None if args.aa == "none" else args.aa,
-        interpolation=args.train_interpolation,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-    )
+    try:
+        transform = create_transform(
+            args.input_size,
+            is_training=True,
+            color_jitter=args.color_jitter,
+            auto_augment=None if args.aa == "none" else args.aa,
+            interpolation=args.train_interpolation,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
     if args.input_size <= SMALL_IMAGE:
         transform.transforms[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
     return transform

@@ -1,0 +1,311 @@
+"""Features of images, from the command to the file."""
+
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import ROOT, TINY_VIT_OPTIONS, launch_two, tiny_vit, write_image
+from PIL import Image
+
+from common.command_line import InputError
+from extract_feature import image_features, main, parse_args
+from feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
+
+TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
+
+
+def folder_options(folder: Path, backbone: Path, out: Path, *extra: object) -> list[str]:
+    given = ["--dataset", "Folder", "--data_path", folder, "--pretrained_weights", backbone, "--output_dir", out]
+    return [*TINY, *map(str, [*given, *extra])]
+
+
+def class_tokens(weights: dict[str, torch.Tensor], images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """An independent ViT in float64: the normalised [CLS] token after each block, and the last mean patch token."""
+    w = {name: weight.double() for name, weight in weights.items()}
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = F.conv2d(images.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=8)
+    x = torch.cat([w["cls_token"].expand(len(images), -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + w["pos_embed"]
+    tokens = []
+    for block in ("blocks.0", "blocks.1"):
+        qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv")
+        q, k, v = qkv.reshape(len(images), -1, 3, 2, 12).permute(2, 0, 3, 1, 4)
+        attended = (q @ k.transpose(-1, -2) / 12**0.5).softmax(-1) @ v
+        x = x + linear(attended.transpose(1, 2).flatten(2), f"{block}.attn.proj")
+        x = x + linear(F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        tokens.append(norm(x, "norm")[:, 0])
+    return tokens, norm(x, "norm")[:, 1:].mean(dim=1)
+
+
+def preprocessed(path: Path) -> torch.Tensor:
+    image = Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return torch.from_numpy((np.asarray(image) / 255 - mean) / std).permute(2, 0, 1)[None]
+
+
+def test_features_equal_an_independent_forward_pass_row_by_row(pool, backbone, tmp_path):
+    path = main(folder_options(pool, backbone, tmp_path, "--batch_size_per_gpu", 7))
+    assert path == tmp_path / "insects_train.npy"
+    features, labels = read_features(path)
+    assert np.load(path).dtype == np.float32 and features.shape == (30, 24)
+    assert labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    for row, image in enumerate(read_image_paths(path, 30)):
+        assert image == sorted((pool / "train").glob("*/*"))[row]
+        tokens, _ = class_tokens(torch.load(backbone), preprocessed(image))
+        np.testing.assert_allclose(features[row], tokens[-1][0], rtol=1e-3, atol=1e-3)
+
+
+def test_n_last_blocks_concatenates_class_tokens_in_depth_order(backbone):
+    images = torch.randn(3, 3, 32, 32)
+    tokens, _ = class_tokens(torch.load(backbone), images)
+    actual = image_features(tiny_vit(), images, n_last_blocks=2)
+    torch.testing.assert_close(actual.double(), torch.cat(tokens, dim=1), rtol=1e-3, atol=1e-3)
+
+
+def test_avgpool_interleaves_the_class_token_with_the_mean_patch_token(backbone):
+    images = torch.randn(3, 3, 32, 32)
+    tokens, mean_patch = class_tokens(torch.load(backbone), images)
+    actual = image_features(tiny_vit(), images, avgpool_patchtokens=True).double()
+    assert actual.shape == (3, 48)
+    torch.testing.assert_close(actual[:, ::2], tokens[-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual[:, 1::2], mean_patch, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_that_is_no_vit_gives_its_pooled_output(pool, tmp_path):
+    network = timm.create_model("resnet10t", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "r.pth")
+    path = main(["--arch", "resnet10t", "--input_size", "32", "--dataset", "Folder", "--data_path", str(pool),
+                 "--device", "cpu", "--num_workers", "0", "--pretrained_weights", str(tmp_path / "r.pth"),
+                 "--output_dir", str(tmp_path)])  # fmt: skip
+    features, _ = read_features(path)
+    image = preprocessed(read_image_paths(path, 30)[4]).float()
+    np.testing.assert_allclose(features[4], network.eval()(image)[0].detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_images_of_any_shape_are_resized_whole(backbone, tmp_path):
+    write_image(tmp_path / "photos" / "wide.png", seed=1, size=(90, 40))
+    features, labels = read_features(main(folder_options(tmp_path / "photos", backbone, tmp_path)))
+    tokens, _ = class_tokens(torch.load(backbone), preprocessed(tmp_path / "photos" / "wide.png"))
+    np.testing.assert_allclose(features[0], tokens[-1][0], rtol=1e-3, atol=1e-3)
+    assert labels.tolist() == [-1]  # a flat folder has no labels
+
+
+def test_the_val_split_of_a_folder_has_its_own_file(pool, backbone, tmp_path):
+    path = main(folder_options(pool, backbone, tmp_path, "--split", "val"))
+    assert path.name == "insects_val.npy" and len(read_features(path)[0]) == 6
+
+
+def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path):
+    exact, _ = read_features(main(folder_options(pool, backbone, tmp_path / "off")))
+    rough, _ = read_features(main(folder_options(pool, backbone, tmp_path / "bf16", "--amp", "bf16")))
+    cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    assert cosine.min() > 0.99
+    assert not np.array_equal(exact, rough)
+
+
+def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
+    from extract_feature import build_network
+
+    asked = []
+    monkeypatch.setattr("extract_feature.download_checkpoint", lambda url: asked.append(url) or {})
+    monkeypatch.setattr("extract_feature.network_weights", lambda *_: {})
+    monkeypatch.setattr("extract_feature.load_pretrained", lambda *_: [])
+    network = build_network(parse_args(["--arch", "vit_small", "--patch_size", "8", "--input_size", "64"]))
+    assert network.patch_embed.patch_size == (8, 8) and network.embed_dim == 384 and len(network.blocks) == 12
+    build_network(parse_args(["--arch", "xcit_small_12_p16"]))
+    build_network(parse_args(["--arch", "resnet50"]))
+    assert [url.rsplit("/", 1)[1] for url in asked] == [
+        "dino_deitsmall8_pretrain.pth", "dino_xcit_small_12_p16_pretrain.pth", "dino_resnet50_pretrain.pth",
+    ]  # fmt: skip
+
+
+def test_two_processes_write_the_file_of_one(pool, backbone, tmp_path, run_script):
+    alone = main(folder_options(pool, backbone, tmp_path / "one", "--batch_size_per_gpu", 4))
+    options = folder_options(pool, backbone, tmp_path / "two", "--batch_size_per_gpu", 4)
+    run_script("data_selection/extract_feature.py", *options, launcher=launch_two(29512))
+    assert (tmp_path / "two" / alone.name).read_bytes() == alone.read_bytes()
+
+
+def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_bytes(pool, backbone, tmp_path):
+    whole = main(folder_options(pool, backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))
+    options = folder_options(pool, backbone, tmp_path / "killed", "--batch_size_per_gpu", 1)
+    path = tmp_path / "killed" / whole.name
+    # 30 batches of one image, each with a pause, so that the kill falls in the middle
+    slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]; import extract_feature as e; f = e.image_features\n"
+    slow += "e.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]; e.main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *options], cwd=ROOT / "data_selection", stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (unfinished(path).is_file() and computed_rows(unfinished(path)) >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 3 <= computed_rows(unfinished(path)) < 30
+    assert not path.exists()
+    with pytest.raises(InputError, match="is unfinished: extract with --resume"):
+        read_features(path)
+    assert main([*options, "--resume"]).read_bytes() == whole.read_bytes()
+    assert not unfinished(path).exists()
+
+
+def computed_rows(path: Path) -> int:
+    try:
+        return int(np.isfinite(np.load(path)).all(axis=1).sum())
+    except ValueError:  # still being created
+        return 0
+
+
+def test_resume_refuses_features_that_were_begun_with_other_options(pool, backbone, tmp_path):
+    file = FeatureFile(tmp_path / "f.npy", 4, 2, {"amp": "off"})
+    file.prepare(resume=False)
+    with pytest.raises(InputError, match="was begun differently: amp was off, is bf16"):
+        FeatureFile(tmp_path / "f.npy", 4, 2, {"amp": "bf16"}).prepare(resume=True)
+
+
+def test_resume_of_a_finished_file_leaves_it_alone(pool, backbone, tmp_path, capsys):
+    path = main(folder_options(pool, backbone, tmp_path))
+    before = path.stat().st_mtime_ns
+    main(folder_options(pool, backbone, tmp_path, "--resume"))
+    assert path.stat().st_mtime_ns == before and "nothing to resume" in capsys.readouterr().out
+
+
+@pytest.fixture
+def cifar_stand_in(tmp_path, monkeypatch) -> Path:
+    """Archives in CIFAR10's format with 20 training and 10 test images, in place of the download."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "made" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    lists = {"train_list": [], "test_list": []}
+    for name, kind in ((f"data_batch_{i}", "train_list") for i in range(1, 6)):
+        batch = {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": rng.integers(0, 10, 4).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        lists[kind].append([name, md5((folder / name).read_bytes()).hexdigest()])
+    batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    lists["test_list"].append(["test_batch", md5((folder / "test_batch").read_bytes()).hexdigest()])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    meta = {
+        "filename": "batches.meta",
+        "key": "label_names",
+        "md5": md5((folder / "batches.meta").read_bytes()).hexdigest(),
+    }
+    data = tmp_path / "data"
+    data.mkdir()
+    with tarfile.open(data / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, "cifar-10-batches-py")
+    monkeypatch.setattr(
+        torchvision.datasets.CIFAR10, "tgz_md5", md5((data / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
+    )
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", meta)
+    for kind, files in lists.items():
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, kind, files)
+    return data
+
+
+def test_cifar_is_unpacked_from_an_archive_that_was_put_there_by_hand(cifar_stand_in, backbone, tmp_path):
+    options = [*TINY, "--dataset", "CIFAR10", "--data_path", str(cifar_stand_in), "--pretrained_weights", str(backbone)]
+    train = main([*options, "--output_dir", str(tmp_path)])
+    test = main([*options, "--output_dir", str(tmp_path), "--split", "test"])
+    assert (train.name, test.name) == ("CIFAR10_train.npy", "CIFAR10_test.npy")
+    assert read_features(train)[0].shape == (20, 24)
+    assert read_features(test)[1].tolist() == list(range(10))
+    assert not paths_file(train).exists()  # CIFAR's images are no files
+
+
+def test_a_failed_download_of_cifar_says_where_to_put_the_archive(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "https://localhost:9/cifar-100-python.tar.gz")
+    with pytest.raises(InputError, match="cannot download CIFAR100 from .* put it at .*/cifar-100-python.tar.gz"):
+        main([*TINY, "--dataset", "CIFAR100", "--data_path", str(tmp_path), "--pretrained_weights", str(backbone),
+              "--output_dir", str(tmp_path)])  # fmt: skip
+
+
+def empty_class(folder: Path) -> str:
+    write_image(folder / "a" / "1.png", 1)
+    (folder / "b").mkdir()
+    return "Found no valid file for the classes b"
+
+
+def no_images(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    return "holds no images"
+
+
+def images_beside_folders(folder: Path) -> str:
+    write_image(folder / "a" / "1.png", 1)
+    write_image(folder / "2.png", 1)
+    return "holds images as well as folders"
+
+
+def corrupt_image(folder: Path) -> str:
+    write_image(folder / "1.png", 1)
+    (folder / "2.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    return r"cannot read the image .*2\.png"
+
+
+@pytest.mark.parametrize(
+    "make", [empty_class, no_images, images_beside_folders, corrupt_image, lambda folder: "is not there"]
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unusable_image_folder_is_one_clear_line(make, num_workers, backbone, tmp_path):
+    message = make(tmp_path / "photos")
+    with pytest.raises(InputError, match=message) as caught:
+        main(folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--num_workers", num_workers))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "MNIST"], "invalid choice: 'MNIST'"),
+        (["--arch", "vit_smal"], "model 'vit_smal' is not known to timm"),
+        (["--arch", "vit_tiny"], "there are no DINO weights for vit_tiny/16: give --pretrained_weights"),
+        (["--arch", "resnet50", "--patch_size", "8"], "--patch_size goes with"),
+        (["--arch", "resnet50", "--n_last_blocks", "4"], "need a ViT with a class token, not resnet50"),
+        (["--n_last_blocks", "4", "--avgpool_patchtokens"], "goes with --n_last_blocks 1 only"),
+        (
+            ["--n_last_blocks", "40", "--pretrained_weights", "BACKBONE", *TINY],
+            "--n_last_blocks 40 is more than the 2 blocks",
+        ),
+        (["--batch_size_per_gpu", "0"], "0 must be at least 1"),
+        (["--input_size", "abc"], "'abc' is not a whole number"),
+        (["--amp", "int8"], "invalid choice: 'int8'"),
+        (["--device", "gpu"], "--device gpu cannot be used here"),
+        (["--model-kwargs", "depth"], "'depth' is not KEY=VALUE"),
+        (["--model-kwargs", "deepness=3"], "cannot be built with .*deepness=3"),
+        (["--pretrained_weights", "gone.pth"], "checkpoint gone.pth is not there"),
+        (["--output_dir", "/proc/nowhere"], "cannot write into the output folder /proc/nowhere"),
+        (["--extra_name", "a/b"], "--extra_name a/b"),
+    ],
+)
+def test_an_unusable_option_is_one_clear_line(options, message, pool, backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [str(backbone) if option == "BACKBONE" else option for option in options]
+    with pytest.raises(InputError, match=message) as caught:
+        main(["--dataset", "Folder", "--data_path", str(pool), "--device", "cpu", *options])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.npy*"))
+
+
+def test_errors_reach_the_user_as_one_line_and_a_non_zero_exit(run_script, tmp_path):
+    done = run_script("data_selection/extract_feature.py", "--dataset", "MNIST", check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: argument --dataset: invalid choice: 'MNIST'")

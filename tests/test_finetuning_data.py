@@ -1,0 +1,137 @@
+"""The images that are trained and evaluated on, and what deit/main.py refuses before it starts."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY_VIT_OPTIONS, write_image, write_pool
+from finetuning_data import build_datasets, inaturalist, read_subset_ids
+from main import main
+from recipe_options import parse_args
+from torchvision.datasets import CIFAR10
+
+from common.command_line import InputError
+
+
+def test_only_the_training_split_is_restricted_to_the_subset(pool, tmp_path):
+    (tmp_path / "s.json").write_text("[29, 0, 11]")
+    args = parse_args(["--data-set", "IMNETSUBSET", "--data-path", str(pool), "--subset_ids", str(tmp_path / "s.json"),
+                       "--input-size", "32"])  # fmt: skip
+    train, val, nb_classes = build_datasets(args)
+    assert (len(train), len(val), nb_classes) == (3, 6, 3)
+    assert [train[position][1] for position in range(3)] == [2, 0, 1]
+
+
+def test_imagenet_is_found_where_feature_extraction_looks_for_it(tmp_path):
+    write_pool(tmp_path / "data" / "ImageNet", 1, 1)
+    args = parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path / "data"), "--input-size", "32"])
+    assert len(build_datasets(args)[0]) == 3
+
+
+@pytest.fixture
+def inat(tmp_path):
+    """iNaturalist 2018 in torchvision's layout: category ids 0 to 2, two images of each, one for each split."""
+    taxa = ["Aves/0", "Aves/2", "Plantae/1"]
+    for number, taxon in enumerate(taxa):
+        for split in ("t", "v"):
+            write_image(tmp_path / "2018" / taxon / f"{split}.jpg", number)
+    for split, stem in (("train", "t"), ("val", "v")):
+        images = [{"file_name": f"train_val2018/{taxon}/{stem}.jpg"} for taxon in taxa]
+        (tmp_path / f"{split}2018.json").write_text(json.dumps({"images": images}))
+    orders = {0: "Passeriformes", 1: "Rosales", 2: "Passeriformes"}
+    categories = [{"id": number, "order": order} for number, order in orders.items()]
+    (tmp_path / "categories.json").write_text(json.dumps(categories))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("category", "labels", "nb_classes"),
+    [("name", [0, 1, 2], 3), ("supercategory", [0, 1, 0], 2), ("order", [0, 1, 0], 2)],
+)
+def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_for(inat, category, labels, nb_classes):
+    for split, file in (("train", "t.jpg"), ("val", "v.jpg")):
+        images, classes = inaturalist(inat, "2018", split, category, None)
+        assert [images[row][1] for row in range(len(images))] == labels and classes == nb_classes
+        assert {images.dataset.index[row][1] for row in images.indices} == {file}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "is not one JSON list of whole numbers"),
+        ("[1, 2.5]", "is not one JSON list of whole numbers"),
+        ("[true]", "is not one JSON list of whole numbers"),
+        ("[1, 2", "is not JSON"),
+        ("[]", "is empty"),
+        ("[3, 4, 3]", "holds 3 2 times"),
+        ("[0, 30]", "holds 30, but the training split has images 0 to 29"),
+        ("[-1]", "holds -1"),
+    ],
+)
+def test_an_unusable_subset_file_is_one_clear_line(content, message, tmp_path):
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_subset_ids(str(tmp_path / "s.json"), 30)
+
+
+def test_a_missing_subset_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot read the --subset_ids file .*gone.json"):
+        read_subset_ids(str(tmp_path / "gone.json"), 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data-set", "CIFAR10SUBSET"], "--data-set CIFAR10SUBSET needs --subset_ids"),
+        (["--subset_ids", "s.json"], "--data-set IMNET does not take --subset_ids"),
+        (["--data-set", "MNIST"], "invalid choice: 'MNIST'"),
+        (["--data-path", "/nowhere"], "image folder .*nowhere.* is not there"),
+        (["--data-set", "INAT", "--data-path", "."], "iNaturalist 2018 is not in 2018"),
+        (["--model", "deit_smal"], "model 'deit_smal' is not known to timm"),
+        (["--opt", "sgdd"], "--opt sgdd is not known to timm"),
+        (["--epochs", "0"], "0 must be at least 1"),
+        (["--lr", "nan"], "'nan' is not a finite number"),
+        (["--smoothing", "1"], "1 must be below 1"),
+        (["--aa", "rnd-m9"], "--aa rnd-m9 is no policy of timm"),
+        (["--distillation-type", "hard"], "--distillation-type hard needs --teacher-path"),
+        (["--distillation-type", "hard", "--teacher-path", "t.pth"], "needs a distilled model"),
+        (["--start_epoch", "5", "--epochs", "5"], "leaves nothing to train"),
+        (["--input-size", "16"], "an image is 32x32 pixels"),
+        (["--input-size", "48"], "img_size=32 in --model-kwargs and an input size of 48 differ"),
+        (["--output_dir", "/proc/nowhere"], "cannot write into the output folder"),
+        (["--resume", "gone.pth"], "checkpoint gone.pth is not there"),
+        (["--resume", "misfit.pth"], "does not fit the model VisionTransformer: .*unexpected: stem.weight"),
+    ],
+)
+def test_an_unusable_option_is_one_clear_line(options, message, pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"stem.weight": torch.zeros(1)}, "misfit.pth")
+    common = ["--device", "cpu", "--num_workers", "0", "--data-set", "IMNET", "--data-path", str(pool), "--epochs", "1",
+              "--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS]  # fmt: skip
+    with pytest.raises(InputError, match=message) as caught:
+        main([*common, *options])
+    assert "\n" not in str(caught.value)
+
+
+def test_class_folders_that_differ_between_the_splits_are_named(tmp_path):
+    write_pool(tmp_path, 1, 1)
+    write_image(tmp_path / "train" / "dog" / "1.png", 1)
+    args = parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path)])
+    with pytest.raises(InputError, match="differ in their class folders: dog is in one of them only"):
+        build_datasets(args)
+
+
+def test_a_corrupt_training_image_is_named(tmp_path, backbone):
+    write_pool(tmp_path, 4, 1)
+    bad = tmp_path / "train" / "bee" / "002.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot read the image .*bee/002.png") as caught:
+        main(["--device", "cpu", "--num_workers", "1", "--data-set", "IMNET", "--data-path", str(tmp_path),
+              "--epochs", "1", "--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--resume", str(backbone)])  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_download_says_where_to_put_the_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "url", "https://localhost:9/cifar-10-python.tar.gz")
+    with pytest.raises(InputError, match="put it at .*/cifar-10-python.tar.gz"):
+        main(["--device", "cpu", "--data-path", str(tmp_path)])
