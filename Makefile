@@ -1,0 +1,20 @@
+# make demo: the main job on real images, offline.  make test: all tests, offline, on the CPU.
+# Both make .venv from requirements.txt first; PYTHON chooses the Python it is made with.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint
+demo: $(INSTALLED)
+	$(VENV)/bin/python demo/run_demo.py
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+$(INSTALLED): requirements.txt tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	touch $@
