@@ -40,7 +40,8 @@ def extract() -> Path:
     run(
         "data_selection",
         "extract_feature.py --dataset Folder --data_path ../demo/output/digits --arch vit_tiny_patch16_224 "
-        f"--model-kwargs {MODEL_KWARGS} --pretrained_weights ../demo/digits_vit.pth --output_dir ../demo/output/features",
+        f"--model-kwargs {MODEL_KWARGS} --pretrained_weights ../demo/digits_vit.pth "
+        "--output_dir ../demo/output/features",
     )
     return OUTPUT / "features" / "digits_train.npy"
 
@@ -49,7 +50,7 @@ def choose_with_activeft(seed: int) -> Path:
     run(
         "data_selection",
         "sample_tools/ActiveFT_CIFAR.py --feature_path ../demo/output/features/digits_train.npy "
-        f"--percent {PERCENT} --seed {seed} --output_dir ../demo/output --filename ActiveFT_seed{seed}.json --export_paths",
+        f"--percent {PERCENT} --seed {seed} --export_paths --output_dir ../demo/output --filename ActiveFT_seed{seed}.json",
     )
     return OUTPUT / f"ActiveFT_seed{seed}.json"
 
@@ -89,9 +90,7 @@ def main() -> None:
         for name, subset in (("random", choose_at_random(seed, n, k)), ("ActiveFT", chosen)):
             accuracies[name].append(finetune(subset, seed))
 
-    print(
-        f"\ntop-1 accuracy on the 360 validation images after finetuning on {k} of {n}, seeds {', '.join(map(str, SEEDS))}:"
-    )
+    print(f"\ntop-1 accuracy on the 360 validation images, finetuned on {k} of {n}, seeds {SEEDS}:")
     for name, values in accuracies.items():
         each = "  ".join(f"{accuracy:5.1f}" for accuracy in values)
         print(f"  {name:9} {spread(values)} %   ({each})")

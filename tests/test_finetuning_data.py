@@ -127,7 +127,8 @@ def test_a_corrupt_training_image_is_named(tmp_path, backbone):
     bad.write_bytes(bad.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot read the image .*bee/002.png") as caught:
         main(["--device", "cpu", "--num_workers", "1", "--data-set", "IMNET", "--data-path", str(tmp_path),
-              "--epochs", "1", "--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--resume", str(backbone)])  # fmt: skip
+              "--epochs", "1", "--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS,
+              "--resume", str(backbone)])  # fmt: skip
     assert "\n" not in str(caught.value)
 
 
