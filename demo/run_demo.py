@@ -50,7 +50,8 @@ def choose_with_activeft(seed: int) -> Path:
     run(
         "data_selection",
         "sample_tools/ActiveFT_CIFAR.py --feature_path ../demo/output/features/digits_train.npy "
-        f"--percent {PERCENT} --seed {seed} --export_paths --output_dir ../demo/output --filename ActiveFT_seed{seed}.json",
+        f"--percent {PERCENT} --seed {seed} --export_paths "
+        f"--output_dir ../demo/output --filename ActiveFT_seed{seed}.json",
     )
     return OUTPUT / f"ActiveFT_seed{seed}.json"
 
