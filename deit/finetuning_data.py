@@ -2,11 +2,14 @@
 
 import argparse
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torchvision.transforms as T
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
+from timm.data.transforms import MaybeToTensor
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
@@ -21,17 +24,40 @@ SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at ra
 EVAL_RESIZE = 256 / 224
 
 
-def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
-    """Training images (of a ...SUBSET the chosen ones), all images of the test or val split, and the number of classes.
+@dataclass(frozen=True)
+class FinetuningData:
+    """What to train and to evaluate on.
 
-    Raises InputError for anything that is missing or does not fit.
+    train: PIL images and labels; of a ...SUBSET, the chosen ones. train_as_evaluated: the same, transformed like `val`.
+    val: the whole test or val split, images as bytes (3, h, w). classes: their names.
     """
+
+    train: Dataset
+    train_as_evaluated: Dataset
+    val: Dataset
+    classes: list[str]
+
+
+class Transformed(Dataset):
+    def __init__(self, images: Dataset, transform: Transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+def build_datasets(args: argparse.Namespace) -> FinetuningData:
+    """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms = {True: train_transform(args), False: eval_transform(args.input_size)}
+    transforms = {True: None, False: eval_transform(args.input_size)}
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
-        nb_classes = len(train.classes)
+        classes = train.classes
     elif name == "IMNET":
         # Either the layout itself, or the folder that feature extraction looks for it in.
         root = root if (root / "train").is_dir() else root / "ImageNet"
@@ -39,15 +65,15 @@ def build_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset, int]:
         if train.classes != val.classes:
             odd = sorted(set(train.classes) ^ set(val.classes))[0]
             raise InputError(f"{train.root} and {val.root} differ in their class folders: {odd} is in one of them only")
-        nb_classes = len(train.classes)
+        classes = train.classes
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
-        train, nb_classes = inaturalist(root, year, "train", args.inat_category, transforms[True])
+        train, classes = inaturalist(root, year, "train", args.inat_category, None)
         val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
     if args.data_set.endswith("SUBSET"):
         train = Subset(train, read_subset_ids(args.subset_ids, len(train)))
-    train[0], val[0]  # what cannot be read or has the wrong size shows before the work begins
-    return train, val, nb_classes
+    train_transform(args)(train[0][0]), val[0]  # what cannot be read or has the wrong size shows before the work begins
+    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes))
 
 
 def read_subset_ids(path: str, n: int) -> list[int]:
@@ -67,7 +93,10 @@ def read_subset_ids(path: str, n: int) -> list[int]:
 
 
 def train_transform(args: argparse.Namespace) -> T.Compose:
-    """timm's training augmentation; small images are padded and cropped instead of cropped at random scale."""
+    """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
+
+    Images are normalised on the device (engine.to_network), unless parts are erased, which timm does afterwards.
+    """
     try:
         transform = create_transform(
             args.input_size,
@@ -81,19 +110,23 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
+    steps = transform.transforms
+    if not args.reprob:
+        to_float, normalize = steps[-2:]
+        assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
+        steps[-2:] = [T.PILToTensor()]
     if args.input_size <= SMALL_IMAGE:
-        transform.transforms[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
+        steps[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
     return transform
 
 
 def eval_transform(input_size: int) -> T.Compose:
-    """Resize to 256/224 of the input size and crop the centre; small images are taken as they are."""
+    """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
     if input_size <= SMALL_IMAGE:
-        fit = [ExactSize(input_size)]
-    else:
-        resized = int(EVAL_RESIZE * input_size)
-        fit = [T.Resize(resized, interpolation=InterpolationMode.BICUBIC), T.CenterCrop(input_size)]
-    return T.Compose([*fit, T.ToTensor(), T.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)])
+        return T.Compose([ExactSize(input_size), T.PILToTensor()])
+    resized = int(EVAL_RESIZE * input_size)
+    resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
+    return T.Compose([resize, T.CenterCrop(input_size), T.PILToTensor()])
 
 
 class ExactSize:
@@ -111,12 +144,14 @@ class ExactSize:
         return image
 
 
-def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform) -> tuple[Dataset, int]:
+def inaturalist(
+    root: Path, year: str, split: str, category: str, transform: Transform | None
+) -> tuple[Dataset, list[str]]:
     """iNaturalist 2018 or 2019 in torchvision's layout, `<root>/<year>/<super category>/<category id>/*`.
 
     (departure) The published code reads the annotations for everything; here they tell the split (`<split><year>.json`)
     and, for levels of the taxonomy between species and super category, the names (`categories.json`).
-    Returns: the split and the number of its classes. Raises: InputError when one of the files is missing.
+    Returns: the split and the names of its classes. Raises: InputError when one of the files is missing.
     """
     target = "super" if category == "supercategory" else "full"
     try:
@@ -124,14 +159,13 @@ def inaturalist(root: Path, year: str, split: str, category: str, transform: Tra
     except (OSError, RuntimeError) as error:
         raise InputError(f"iNaturalist {year} is not in {root / year} in torchvision's layout: {error}") from None
     dataset.index.sort()  # torchvision lists files in the order of the file system
-    nb_classes = len(dataset.categories_index["super"] if target == "super" else dataset.all_categories)
+    names = list(dataset.categories_index["super"]) if target == "super" else dataset.all_categories
     if category not in ("name", "supercategory"):
-        listed = {
-            entry["id"]: entry[category] for entry in read_json(root / "categories.json", "iNaturalist categories")
-        }
+        taxonomy = read_json(root / "categories.json", "iNaturalist categories")
+        listed = {entry["id"]: entry[category] for entry in taxonomy}
         names = sorted(set(listed.values()))
-        class_of = [names.index(listed[category_id]) for category_id in range(nb_classes)]
-        dataset.target_transform, nb_classes = class_of.__getitem__, len(names)
+        class_of = [names.index(listed[category_id]) for category_id in range(len(dataset.all_categories))]
+        dataset.target_transform = class_of.__getitem__
     annotated = read_json(root / f"{split}{year}.json", f"iNaturalist {split} annotations")["images"]
     in_split = {Path(image["file_name"]).parts[-3:] for image in annotated}
     rows = [
@@ -141,4 +175,4 @@ def inaturalist(root: Path, year: str, split: str, category: str, transform: Tra
     ]
     if not rows:
         raise InputError(f"none of the images in {root / year} is in {root}/{split}{year}.json")
-    return Subset(dataset, rows), nb_classes
+    return Subset(dataset, rows), names

@@ -4,18 +4,17 @@
         --eval_interval 50 --data-set CIFAR10SUBSET --subset_ids SUBSET.json \
         --resume dino_deitsmall16_pretrain.pth --output_dir OUT
 
-`torchrun --nproc_per_node=2 main.py ...` does the same, and so does one process with twice the --batch-size. Writes
-checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch) and summary.json into OUT.
+`torchrun --nproc_per_node=2 main.py ...` does the same, and so does one process with --total-batch-size 512. Writes
+checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch), summary.json and curves.png into OUT.
 """
 
 import argparse
-import random
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -23,44 +22,56 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwar
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from batch_stream import BatchStream, DrawnImages, EpochPlan, seed_everything
 from distillation import DistillationLoss, base_criterion
-from engine import evaluate, train_one_epoch
-from finetuning_data import build_datasets
-from recipe_options import PUBLISHED_TOTAL_BATCH, parse_args
-from repeated_augmentation import RepeatedAugmentationSampler
-from training_state import EpochLog, TrainingState, is_own_checkpoint, load_starting_weights
+from engine import Recipe, evaluate, train_one_epoch
+from figures import draw_confusion_matrix, draw_curves
+from finetuning_data import FinetuningData, build_datasets, train_transform
+from frozen_probe import probe
+from image_cache import DecodedImages, KeptBatches
+from recipe_options import PUBLISHED_LR, PUBLISHED_TOTAL_BATCH, parse_args
+from repeated_augmentation import REPEATS, RepeatedAugmentationSampler
+from training_state import Interruption, RunFolder, TrainingState, is_own_checkpoint, newest_checkpoint
 
-from common.checkpoints import fetch_checkpoint
+from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
 from common.command_line import InputError, run, worker_count
 from common.networks import create_network
 from common.output_files import write_json
 from common.processes import Processes, launched
 
 
-def build_loaders(
-    args: argparse.Namespace, train: Dataset, val: Dataset, processes: Processes
-) -> tuple[DataLoader, DataLoader]:
-    """Batches to train on, drawn anew each epoch (sampler.set_epoch), and to evaluate on, three times as large."""
+def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[torch.utils.data.Sampler, EpochPlan]:
+    """Which of n images this process draws in an epoch, and how its draws become updates."""
     rank, world_size = processes.rank, processes.world_size
+    args.total_batch_size = args.total_batch_size or args.batch_size * world_size
+    update_size, remainder = divmod(args.total_batch_size, world_size)
+    if remainder:
+        raise InputError(f"--total-batch-size {args.total_batch_size} is not a multiple of {world_size} processes")
     if args.repeated_aug:
-        sampler = RepeatedAugmentationSampler(len(train), rank, world_size)
+        sampler = RepeatedAugmentationSampler(n, rank, world_size)
     else:
-        sampler = DistributedSampler(train, world_size, rank, shuffle=True)
-    common = {
-        "num_workers": worker_count(args.num_workers),
-        "pin_memory": args.pin_mem and processes.device.type == "cuda",
-        "persistent_workers": worker_count(args.num_workers) > 0,
-    }
-    mine = range(rank, len(val), world_size) if args.dist_eval else range(len(val))
-    return (
-        DataLoader(train, args.batch_size, sampler=sampler, **common),
-        DataLoader(val, 3 * args.batch_size, sampler=mine, **common),
+        sampler = DistributedSampler(range(n), world_size, rank, shuffle=True)
+    return sampler, EpochPlan(len(sampler), update_size, micro_size=-(-update_size // args.accum_steps))
+
+
+def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan, world_size: int) -> str:
+    draws = plan.draws * world_size
+    distinct = min(n, -(-draws // REPEATS)) if args.repeated_aug else n
+    scaled = args.lr * args.total_batch_size / PUBLISHED_TOTAL_BATCH
+    recipe = (
+        f"recipe: {args.total_batch_size} images an update at lr {scaled:g}; an epoch is {plan.updates} update(s), "
+        f"{draws} draws of {distinct} of the {n} images"
     )
+    if (args.total_batch_size, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
+        recipe += (
+            f"\nwarning: the published recipe has {PUBLISHED_TOTAL_BATCH} images an update and --lr {PUBLISHED_LR}"
+        )
+    return recipe
 
 
 def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
@@ -77,33 +88,36 @@ def is_distilled(model: nn.Module) -> bool:
     return hasattr(model, "set_distilled_training")
 
 
-def build_criterion(args: argparse.Namespace, mixup: Mixup | None, nb_classes: int, device: torch.device) -> nn.Module:
-    """The loss as a function of images, outputs and targets. Loads the teacher where there is one."""
-    teacher = None
-    if args.distillation_type != "none":
-        teacher = create_network(args.teacher_model, nb_classes, args.input_size)
-        checkpoint = fetch_checkpoint(args.teacher_path)
-        fresh = load_starting_weights(teacher, checkpoint, args.teacher_path)
-        if fresh:
-            raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
-        teacher.to(device).eval()
-    base = base_criterion(mixup is not None, args.smoothing)
-    return DistillationLoss(base, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
+def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[dict[str, Any], str] | None:
+    """Load --finetune and --resume into the model. Returns the run's own checkpoint to go on from, and its source.
+
+    (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
+    """
+    if args.auto_resume and (own := newest_checkpoint(Path(args.output_dir))):
+        return own
+    fresh = [name for name, _ in model.named_parameters()]
+    for source in filter(None, (args.finetune, args.resume)):
+        checkpoint = fetch_checkpoint(source)
+        if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
+            return checkpoint, source
+        fresh = load_pretrained(model, network_weights(checkpoint, source), source)
+    if args.eval and fresh:
+        raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
+    return None
 
 
-def build_mixup(args: argparse.Namespace, nb_classes: int) -> Mixup | None:
-    if args.mixup <= 0 and args.cutmix <= 0 and args.cutmix_minmax is None:
-        return None
-    return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=nb_classes,
-    )
+def build_state(args: argparse.Namespace, model: nn.Module) -> TrainingState:
+    """Optimiser, schedule and moving average around a model that has its starting weights and is on its device."""
+    device = next(model.parameters()).device
+    # (departure) The published script copies the model before it loads the weights, so its average holds noise.
+    ema = None
+    if args.model_ema:
+        ema = ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
+    scaled_lr = args.lr * args.total_batch_size / PUBLISHED_TOTAL_BATCH
+    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": scaled_lr})
+    lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
+    return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
 
 
 def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
@@ -112,39 +126,63 @@ def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-def seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device) -> Recipe:
+    """The loss and all that surrounds it. Loads the teacher where there is one."""
+    mixup = None
+    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
+        mixup = Mixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
+            num_classes=nb_classes,
+        )
+    teacher = None
+    if args.distillation_type != "none":
+        teacher = create_network(args.teacher_model, nb_classes, args.input_size)
+        weights = network_weights(fetch_checkpoint(args.teacher_path), args.teacher_path)
+        fresh = load_pretrained(teacher, weights, args.teacher_path)
+        if fresh:
+            raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
+        teacher.to(device).eval()
+    base = base_criterion(mixup is not None, args.smoothing)
+    criterion = DistillationLoss(base, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
+    amp_dtype = amp_dtype_of(args.amp, device)
+    evidence_dir = Path(args.output_dir) if args.output_dir else None
+    return Recipe(criterion, plan, args.seed, mixup, args.clip_grad, amp_dtype, evidence_dir)
 
 
-def load_weights(args: argparse.Namespace, model: nn.Module) -> dict[str, Any] | None:
-    """Load --finetune and --resume into the model. Returns the latter if it is a run's own checkpoint to go on from."""
-    fresh = [name for name, _ in model.named_parameters()]
-    if args.finetune:
-        fresh = load_starting_weights(model, fetch_checkpoint(args.finetune), args.finetune)
-    if args.resume:
-        checkpoint = fetch_checkpoint(args.resume)
-        if is_own_checkpoint(checkpoint) and not args.eval:
-            return checkpoint
-        fresh = load_starting_weights(model, checkpoint, args.resume)
-    if args.eval and fresh:
-        raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
-    return None
+def build_eval_loader(args: argparse.Namespace, data: FinetuningData, processes: Processes) -> KeptBatches:
+    """All images of the evaluation split, or with --dist-eval this process's share, in batches three times as large."""
+    mine = range(processes.rank if args.dist_eval else 0, len(data.val), processes.world_size if args.dist_eval else 1)
+    loader = DataLoader(data.val, 3 * args.batch_size, sampler=mine, **loader_options(args, processes))
+    return KeptBatches(loader, args.cache_mb * 2**19)
 
 
-def build_state(args: argparse.Namespace, model: nn.Module, world_size: int) -> TrainingState:
-    """Optimiser, schedule and moving average around a model that has its starting weights and is on its device."""
-    device = next(model.parameters()).device
-    # (departure) The published script copies the model before it loads the weights, so its average holds noise.
-    ema = None
-    if args.model_ema:
-        ema = ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
-    args.lr *= args.batch_size * world_size / PUBLISHED_TOTAL_BATCH
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
-    lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
-    return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
+def build_train_loader(
+    args: argparse.Namespace, data: FinetuningData, stream: BatchStream, processes: Processes
+) -> DataLoader:
+    """One loader for the whole run, whose workers prepare the next epoch while this one is evaluated and saved."""
+    threads = worker_count(args.num_workers)
+    images = DecodedImages(data.train, args.cache_mb * 2**19, threads, progress=processes.is_main)
+    drawn = DrawnImages(images, train_transform(args), args.seed)
+    return DataLoader(drawn, batch_sampler=stream, **loader_options(args, processes))
+
+
+def loader_options(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
+    return {
+        "num_workers": worker_count(args.num_workers),
+        "pin_memory": args.pin_mem and processes.device.type == "cuda",
+        "worker_init_fn": ignore_sigterm,
+    }
+
+
+def ignore_sigterm(worker: int) -> None:
+    """SIGTERM is for the process that trains (Interruption), which still needs its workers for a moment."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes) -> nn.Module:
@@ -161,78 +199,122 @@ def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     """Train and evaluate as the options say. Returns what summary.json holds."""
-    seed_everything(args.seed + processes.rank)
+    seed_everything(args.seed)
     with processes.main_first():
-        train, val, nb_classes = build_datasets(args)
-    train_loader, val_loader = build_loaders(args, train, val, processes)
-    steps = len(train_loader)
-
-    model = build_model(args, nb_classes)
+        data = build_datasets(args)
+    model = build_model(args, len(data.classes))
     own_checkpoint = load_weights(args, model)
     model.to(processes.device)
+    eval_loader = build_eval_loader(args, data, processes)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     evaluate_now = partial(
-        evaluate, loader=val_loader, processes=processes, amp_dtype=amp_dtype, sharded=args.dist_eval
+        evaluate, loader=eval_loader, processes=processes, amp_dtype=amp_dtype, sharded=args.dist_eval
     )
     if args.eval:
         result = evaluate_now(model)
-        report(processes, f"{len(val)} images: {describe(result)}")
-        return {"last": result}
+        report(processes, f"{len(data.val)} images: {describe(result)}")
+        return {"last": {"test": result}}
+    if args.probe:
+        return finish_probe(
+            args, probe(args.probe, model, data, processes, args.batch_size, amp_dtype), data, processes
+        )
 
-    mixup = build_mixup(args, nb_classes)
-    criterion = build_criterion(args, mixup, nb_classes, processes.device)
-    state = build_state(args, model, processes.world_size)
-    start_epoch = args.start_epoch
+    sampler, plan = build_plan(args, len(data.train), processes)
+    state = build_state(args, model)
     if own_checkpoint:
-        start_epoch = state.resume(own_checkpoint, args.resume)
-        report(processes, f"{args.resume}: going on with epoch {start_epoch}")
-    elif start_epoch:
-        state.lr_scheduler.step(start_epoch - 1)
-    if start_epoch >= args.epochs:
-        raise InputError(f"epoch {start_epoch} of --epochs {args.epochs} leaves nothing to train: raise it, or --eval")
-    parallel_model = distributed(args, model, processes)
-
+        state.resume(*own_checkpoint)
+        if state.update and own_checkpoint[0]["args"]["total_batch_size"] != args.total_batch_size:
+            raise InputError(
+                f"{own_checkpoint[1]} is of the middle of an epoch of other updates: keep --total-batch-size"
+            )
+        report(processes, f"going on with epoch {state.epoch}, update {state.update}, after {own_checkpoint[1]}")
+    elif args.start_epoch:
+        state.epoch = args.start_epoch
+        state.lr_scheduler.step(args.start_epoch - 1)
+    if state.epoch >= args.epochs:
+        raise InputError(f"epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train: raise it, or --eval")
+    recipe = build_recipe(args, plan, len(data.classes), processes.device)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    report(
-        processes,
-        f"{args.model}, {n_parameters:,} parameters; {len(train)} images of {nb_classes} classes, "
-        f"{len(train_loader.sampler) * processes.world_size} draws in {steps} updates an epoch; "
-        f"{args.batch_size * processes.world_size} images an update at lr {args.lr:g}",
-    )
-    output_dir = Path(args.output_dir) if args.output_dir and processes.is_main else None
-    log = EpochLog(output_dir / "log.txt", start_epoch) if output_dir else None
+    report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
+    report(processes, describe_recipe(args, len(data.train), plan, processes.world_size))
+
+    epochs = range(state.epoch, args.epochs)
+    stream = BatchStream(sampler, plan, processes.rank, processes.world_size, epochs, state.update)
+    batches = iter(build_train_loader(args, data, stream, processes))
+    parallel_model = distributed(args, model, processes)
+    folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None
     progress = tqdm(
-        total=args.epochs * steps, initial=start_epoch * steps, desc="finetuning", disable=not processes.is_main
+        total=args.epochs * plan.updates,
+        initial=state.epoch * plan.updates + state.update,
+        desc="finetuning",
+        unit="update",
+        disable=not processes.is_main,
     )
-    with progress:
-        for epoch in range(start_epoch, args.epochs):
-            # (departure) In every launch mode: a single process that never does this sees a third of a small subset.
-            train_loader.sampler.set_epoch(epoch)
-            trained = train_one_epoch(
-                parallel_model, train_loader, criterion, state.optimizer, state.scaler, processes, epoch, progress,
-                mixup=mixup, ema=state.model_ema, clip_grad=args.clip_grad, amp_dtype=amp_dtype,
-            )  # fmt: skip
+    with Interruption() as interruption, progress:
+        for epoch in epochs:
+            lr = max(group["lr"] for group in state.optimizer.param_groups)
+            if not train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress):
+                stop(args, state, folder, processes)
+            entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             results, improved = {}, False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
                 results["test"] = evaluate_now(model)
                 if state.model_ema:
                     results["test_ema"] = evaluate_now(state.averaged_model(processes.device))
-                improved = state.note(results, epoch)
+                improved = state.note(results)
                 progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_acc1:.2f}")
-            state.lr_scheduler.step(epoch, max(0.0, state.best_acc1))
-            if output_dir:
-                state.save(output_dir / "checkpoint.pth", epoch, args)
-                if improved:
-                    state.save(output_dir / "best_checkpoint.pth", epoch, args)
-                log.append({**flat({"train": trained, **results}), "epoch": epoch, "n_parameters": n_parameters})
+            state.next_epoch()
+            if folder:
+                folder.append_to_log({**flat({**entry, **results}), "epoch": epoch, "n_parameters": n_parameters})
+                due = (epoch + 1) % args.save_interval == 0 or epoch == args.epochs - 1
+                if improved or due:
+                    names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
+                    folder.save(state.checkpoint(args), names)
+            if interruption.requested and epoch < args.epochs - 1:
+                stop(args, state, folder, processes)
 
-    summary = {"last": results, "best": state.best, "epochs": args.epochs, "images": len(train)}
-    report(
-        processes, f"last {describe(results['test'])}; best {describe(state.best['test'])}, chosen on the test split"
+    summary = {"last": results, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
+    if args.confusion_matrix:
+        confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+        evaluate_now(model, confusion=confusion)
+        per_class = (100 * confusion.diagonal() / confusion.sum(dim=1).clamp_min(1)).tolist()
+        summary["per_class_acc1"] = dict(zip(data.classes, per_class, strict=True))
+    last, best = describe(results["test"]), describe(state.best["test"])
+    report(processes, f"last {last}; best {best}, chosen on the test split")
+    if folder:
+        draw_curves(folder.log(), folder.path / "curves.png")
+        if args.confusion_matrix:
+            draw_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
+        write_json(folder.path / "summary.json", summary, indent=2)
+        report(processes, f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
+    return summary
+
+
+def writes(args: argparse.Namespace, processes: Processes) -> bool:
+    return bool(args.output_dir) and processes.is_main
+
+
+def stop(args: argparse.Namespace, state: TrainingState, folder: RunFolder | None, processes: Processes) -> None:
+    """Save what an interrupted run has come to, and exit with a code of its own."""
+    if folder:
+        folder.save(state.checkpoint(args), ["checkpoint.pth"])
+        folder.finish()
+    kept = (
+        f"; --auto-resume goes on from {args.output_dir}" if args.output_dir else ", nothing is kept: no --output_dir"
     )
-    if output_dir:
-        write_json(output_dir / "summary.json", summary, indent=2)
-        report(processes, f"wrote checkpoint.pth, best_checkpoint.pth, log.txt and summary.json to {output_dir}")
+    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {kept}")
+    processes.barrier()
+    raise SystemExit(Interruption.EXIT_CODE)
+
+
+def finish_probe(
+    args: argparse.Namespace, result: dict[str, Any], data: FinetuningData, processes: Processes
+) -> dict[str, Any]:
+    summary = {"probe": args.probe, "last": {"test": result}, "images": len(data.train)}
+    report(processes, f"{args.probe} readout of the frozen features: {describe(result)}")
+    if writes(args, processes):
+        write_json(Path(args.output_dir) / "summary.json", summary, indent=2)
+        report(processes, f"wrote {args.output_dir}/summary.json")
     return summary
 
 

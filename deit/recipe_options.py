@@ -1,6 +1,7 @@
 """Every option of the finetuning, with the published defaults: DeiT's recipe as ActiveFT changed it."""
 
 import argparse
+import importlib.util
 
 from finetuning_data import DATA_SETS, INAT_CATEGORIES
 from timm.optim import list_optimizers
@@ -10,6 +11,7 @@ from common.networks import add_model_kwargs_option
 from common.output_files import make_output_dir
 
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images an update
+PUBLISHED_LR = 0.01
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,22 +22,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--batch-size", default=256, type=natural, help="images per process and update")
+    add(
+        "--total-batch-size",
+        type=natural,
+        help="images per update, over all processes; when not given, --batch-size times the number of processes",
+    )
+    add("--accum-steps", default=1, type=natural, help="forward passes that an update is made in, to save memory")
     add("--epochs", default=1000, type=natural)
     add("--seed", default=0, type=whole)
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
-    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto is fp16 on CUDA, else off")
+    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     add("--output_dir", default="", help="where to write; nothing is written when empty")
     add(
         "--resume",
         default="",
-        help="a pretrained backbone to start from, or a checkpoint of this script to go on from; file or https://",
+        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
     )
-    add("--finetune", default="", help="a pretrained backbone to start from; file or https://")
+    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--finetune", default="", help="a pretrained backbone; file or https://")
     add("--start_epoch", default=0, type=whole)
+    add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
     add("--eval", action="store_true", help="evaluate only")
+    add("--probe", choices=["linear", "knn"], help="do not finetune: fit a readout of the frozen features of --resume")
+    add("--confusion-matrix", action="store_true", help="draw it after the last epoch, with the accuracy of each class")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files as well")
     add("--dist-eval", action="store_true", help="share the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
     add("--num_workers", default=16, type=whole, help="decoding processes, at most the machine's")
+    add(
+        "--cache-mb",
+        default=4096,
+        type=whole,
+        help="memory for decoded images, half of it for evaluation",
+    )
     add("--pin-mem", default=True, action="store_true", help="pinned memory for faster copies to the GPU")
     add("--no-pin-mem", dest="pin_mem", action="store_false")
     add("--world_size", default=1, type=natural, help="read by nothing: the launcher says how many processes run")
@@ -65,7 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("schedule")
     add = group.add_argument
     add("--sched", default="cosine", choices=["cosine", "tanh", "step", "poly", "plateau"])
-    add("--lr", default=0.01, type=positive, help="for 512 images an update; scaled with their number")
+    add("--lr", default=PUBLISHED_LR, type=positive, help="for 512 images an update; scaled with their number")
     add("--lr-noise", type=share, nargs="+", metavar="SHARE", help="on and off points, as shares of the epochs")
     add("--lr-noise-pct", default=0.67, type=positive)
     add("--lr-noise-std", default=1.0, type=positive)
@@ -127,5 +146,14 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(f"--opt {args.opt} is not known to timm; such are sgd, adamw, lamb")
     if args.distillation_type != "none" and not args.teacher_path:
         raise InputError(f"--distillation-type {args.distillation_type} needs --teacher-path, the teacher's checkpoint")
+    wanted = [name for name in ("auto_resume", "confusion_matrix", "tensorboard") if getattr(args, name)]
+    if wanted and not args.output_dir:
+        raise InputError(f"--{wanted[0].replace('_', '-')} needs --output_dir")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard")
+    if args.auto_resume and (args.eval or args.probe):
+        raise InputError("--auto-resume goes on training; with --eval or --probe give the checkpoint to --resume")
+    if args.probe and not args.resume:
+        raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
     if args.output_dir:
         make_output_dir(args.output_dir)

@@ -17,15 +17,15 @@ def test_only_the_training_split_is_restricted_to_the_subset(pool, tmp_path):
     (tmp_path / "s.json").write_text("[29, 0, 11]")
     args = parse_args(["--data-set", "IMNETSUBSET", "--data-path", str(pool), "--subset_ids", str(tmp_path / "s.json"),
                        "--input-size", "32"])  # fmt: skip
-    train, val, nb_classes = build_datasets(args)
-    assert (len(train), len(val), nb_classes) == (3, 6, 3)
-    assert [train[position][1] for position in range(3)] == [2, 0, 1]
+    data = build_datasets(args)
+    assert (len(data.train), len(data.val), data.classes) == (3, 6, ["ant", "bee", "cat"])
+    assert [data.train[position][1] for position in range(3)] == [2, 0, 1]
 
 
 def test_imagenet_is_found_where_feature_extraction_looks_for_it(tmp_path):
     write_pool(tmp_path / "data" / "ImageNet", 1, 1)
     args = parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path / "data"), "--input-size", "32"])
-    assert len(build_datasets(args)[0]) == 3
+    assert len(build_datasets(args).train) == 3
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def inat(tmp_path):
 def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_for(inat, category, labels, nb_classes):
     for split, file in (("train", "t.jpg"), ("val", "v.jpg")):
         images, classes = inaturalist(inat, "2018", split, category, None)
-        assert [images[row][1] for row in range(len(images))] == labels and classes == nb_classes
+        assert [images[row][1] for row in range(len(images))] == labels and len(classes) == nb_classes
         assert {images.dataset.index[row][1] for row in images.indices} == {file}
 
 

@@ -1,0 +1,67 @@
+"""Cheaper readouts: at the smallest budgets a classifier on frozen features beats finetuning the network."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from engine import autocast, to_network
+from finetuning_data import FinetuningData
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from common.command_line import InputError
+from common.processes import Processes
+
+NEIGHBOURS = 20
+NEIGHBOUR_TAU = 0.07
+
+
+def probe(
+    kind: str,
+    model: nn.Module,
+    data: FinetuningData,
+    processes: Processes,
+    batch_size: int,
+    amp_dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
+
+    linear: logistic regression on standardised features. knn: 20 nearest neighbours, weighted with
+    exp(cosine / 0.07), DINO's readout (Caron et al., 2021).
+    Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
+    """
+    if processes.world_size > 1:
+        raise InputError(f"--probe {kind} is a matter of seconds: run it in one process, not {processes.world_size}")
+    train, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
+    val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
+    if len(set(labels.tolist())) < 2:
+        raise InputError(f"--probe {kind} needs images of at least two classes, and all {len(labels)} are of one")
+    if kind == "linear":
+        readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    else:
+        weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
+        readout = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", weights=weights)
+    probabilities = readout.fit(train, labels).predict_proba(val)  # (n, classes in the subset)
+    ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
+    hits = ranked == val_labels[:, None]
+    return {"acc1": 100 * hits[:, 0].mean().item(), "acc5": 100 * hits.any(axis=1).mean().item()}
+
+
+@torch.inference_mode()
+def features_of(
+    model: nn.Module, images: Dataset, device: torch.device, batch_size: int, amp_dtype: torch.dtype | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the model's head would see (n, d), and the labels (n,)."""
+    model.eval()
+    features, labels = [], []
+    for batch in tqdm(DataLoader(images, batch_size), desc="features", leave=False):
+        pixels, targets = to_network(batch, device)
+        with autocast(device, amp_dtype):
+            features.append(model.forward_head(model.forward_features(pixels), pre_logits=True).float().cpu())
+        labels.append(targets.cpu())
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()

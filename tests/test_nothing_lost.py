@@ -1,0 +1,151 @@
+"""A run that is killed and resumed ends with the bits of one that was never stopped."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_VIT_OPTIONS
+from main import main
+from training_state import Interruption, newest_checkpoint
+
+from common.checkpoints import read_checkpoint
+from common.command_line import InputError
+
+KILLS = 20
+
+
+def options(pool: Path, backbone: Path, out: Path, *extra: object) -> list[str]:
+    given = ["--data-set", "IMNET", "--data-path", pool, "--resume", backbone, "--output_dir", out, "--device", "cpu",
+             "--epochs", 60, "--batch-size", 32, "--lr", 0.05, "--warmup-epochs", 2, "--num_workers", 0,
+             "--auto-resume", "--model", "vit_tiny_patch16_224"]  # fmt: skip
+    return [*map(str, [*given, *extra]), *TINY_VIT_OPTIONS]
+
+
+def same(left: object, right: object) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("checkpoint.pth", "best_checkpoint.pth"):
+        ended, expected = read_checkpoint(one / name), read_checkpoint(other / name)
+        for checkpoint in (ended, expected):
+            checkpoint["args"].pop("output_dir")
+        assert same(ended, expected), name
+    for name in ("log.txt", "summary.json"):
+        assert (one / name).read_text() == (other / name).read_text(), name
+
+
+def start(arguments: list[str]) -> int:
+    """Run main.py in a child that is forked from here, where everything is imported. Returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        main(arguments)
+        status = 0
+    except SystemExit as ending:
+        status = ending.code
+    finally:
+        os._exit(status)
+
+
+def test_a_run_killed_twenty_times_at_random_moments_ends_with_the_bits_of_an_undisturbed_one(pool, backbone, tmp_path):
+    main(options(pool, backbone, tmp_path / "undisturbed"))
+    killed = options(pool, backbone, tmp_path / "killed")
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        child = start(killed)
+        if kills < KILLS:
+            progress = progress_of(tmp_path / "killed")
+            deadline = time.monotonic() + 60
+            # every other kill comes at once, the rest wait for an epoch to be saved, so that the run gets on
+            while kills % 2 and progress_of(tmp_path / "killed") == progress and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.15))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        kills += 1
+    assert kills >= KILLS
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def progress_of(out: Path) -> int:
+    newest = newest_checkpoint(out)
+    return newest[0]["epoch"] if newest else -1
+
+
+def wait_for_log(out: Path, lines: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        log = out / "log.txt"
+        if log.is_file() and log.read_text().count("\n") >= lines:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"no {lines} epochs within a minute")
+
+
+def test_sigterm_finishes_the_update_saves_and_exits_with_its_own_code(pool, backbone, tmp_path):
+    main(options(pool, backbone, tmp_path / "undisturbed"))
+    stopped = options(pool, backbone, tmp_path / "stopped")
+    in_the_middle = 0
+    for stop in range(4):
+        child = start(stopped)
+        wait_for_log(tmp_path / "stopped", 5 * (stop + 1))
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == Interruption.EXIT_CODE
+        in_the_middle += read_checkpoint(tmp_path / "stopped" / "checkpoint.pth")["update"] > 0
+    assert in_the_middle > 0
+    main(stopped)
+    assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
+def test_a_killed_save_leaves_the_checkpoint_before_it(pool, backbone, tmp_path):
+    main(options(pool, backbone, tmp_path, "--epochs", 2))
+    newest, source = newest_checkpoint(tmp_path)
+    assert newest["epoch"] == 1 and source.endswith("checkpoint.pth")
+    whole = (tmp_path / "checkpoint.pth").read_bytes()
+    (tmp_path / ".checkpoint.pth.1.tmp").write_bytes(whole[:1000])  # what a kill while saving leaves behind
+    assert newest_checkpoint(tmp_path)[0]["epoch"] == 1
+    (tmp_path / "checkpoint.pth").write_bytes(whole[:1000])  # damaged by other means: the best one is taken
+    assert newest_checkpoint(tmp_path)[1].endswith("best_checkpoint.pth")
+
+
+def test_the_number_of_workers_and_the_memory_for_images_change_no_bit(pool, backbone, tmp_path):
+    main(options(pool, backbone, tmp_path / "a", "--epochs", 3))
+    main(options(pool, backbone, tmp_path / "b", "--epochs", 3, "--num_workers", 2, "--cache-mb", 0))
+    ended = [read_checkpoint(tmp_path / name / "checkpoint.pth") for name in "ab"]
+    assert same(ended[0]["model"], ended[1]["model"]) and same(ended[0]["model_ema"], ended[1]["model_ema"])
+
+
+def test_a_save_interval_keeps_the_last_and_the_best(pool, backbone, tmp_path):
+    main(options(pool, backbone, tmp_path, "--epochs", 5, "--save-interval", 100))
+    assert read_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 4
+    summary = main(options(pool, backbone, tmp_path / "again", "--epochs", 5, "--save-interval", 2))
+    assert read_checkpoint(tmp_path / "best_checkpoint.pth")["epoch"] == summary["best"]["test"]["epoch"]
+
+
+def test_a_loss_that_is_not_finite_leaves_its_weights_and_batch(pool, backbone, tmp_path):
+    with pytest.raises(InputError, match="the weights and the last batch are in"):
+        main(options(pool, backbone, tmp_path, "--lr", 1e30, "--warmup-epochs", 0))
+    evidence = read_checkpoint(tmp_path / "nonfinite_0.pth")
+    assert evidence["images"].shape[1:] == (3, 32, 32) and evidence["lr"] > 1e28
+    assert {"model", "targets", "epoch", "update", "loss"} <= evidence.keys()
