@@ -35,7 +35,7 @@ def draw_curves(log: list[dict[str, Any]], picture: Path) -> None:
 
 def draw_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
     """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
-    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)
+    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
     side = min(14, 3 + 0.35 * len(classes))
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")

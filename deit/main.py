@@ -68,9 +68,8 @@ def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan, world_siz
         f"{draws} draws of {distinct} of the {n} images"
     )
     if (args.total_batch_size, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
-        recipe += (
-            f"\nwarning: the published recipe has {PUBLISHED_TOTAL_BATCH} images an update and --lr {PUBLISHED_LR}"
-        )
+        published = f"{PUBLISHED_TOTAL_BATCH} images an update and --lr {PUBLISHED_LR}"
+        recipe += f"\nwarning: the published recipe is {published}"
     return recipe
 
 

@@ -107,28 +107,92 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_epoch_step_and_lr(pool, bac
         main(options(pool, "--resume", backbone, "--epochs", 3, "--lr", 1e30, "--warmup-lr", 1e30))
 
 
-def test_two_launched_processes_end_with_the_weights_of_one_with_twice_the_batch(run_script, backbone, tmp_path):
-    """Images of one colour each look the same however they are cropped and flipped."""
-    pool = tmp_path / "colours"
-    for split in ("train", "val"):
-        for number, name in enumerate(CLASSES):
-            for shade in range(10):
-                path = pool / split / name / f"{shade}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40, 40), (80 * number, 25 * shade, 128)).save(path)
-    common = ["--data-set", "IMNET", "--data-path", pool, "--num_workers", 0, "--device", "cpu", "--epochs", 3,
-              "--drop-path", 0, "--warmup-epochs", 0, "--lr", 0.1, *TINY, "--input-size", 40,
-              "--clip-grad", 2.0, "--dist-eval", "--resume", backbone]  # fmt: skip
-    common = [option for option in common if option != "img_size=32"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    main([*map(str, common), "--batch-size", "32", "--output_dir", str(one)])
-    run_script("deit/main.py", *common, "--batch-size", 16, "--output_dir", two, launcher=launch_two(29511))
-    alone, together = (read_checkpoint(out / "checkpoint.pth") for out in (one, two))
+def assert_same_weights(one: Path, other: Path) -> None:
+    expected, actual = (read_checkpoint(out / "checkpoint.pth") for out in (one, other))
     for kind in ("model", "model_ema"):
-        for name, weight in alone[kind].items():
-            torch.testing.assert_close(together[kind][name], weight, rtol=1e-5, atol=1e-5)
-    logs = log_of(one), log_of(two)
-    assert [len(log) for log in logs] == [3, 3]  # one log, not one of each process
-    for entry_alone, entry_together in zip(*logs, strict=True):
-        assert entry_together["test_acc1"] == entry_alone["test_acc1"]
-        assert entry_together["train_loss"] == pytest.approx(entry_alone["train_loss"], rel=1e-4)
+        for name, weight in expected[kind].items():
+            torch.testing.assert_close(actual[kind][name], weight, rtol=1e-5, atol=1e-5)
+    for before, after in zip(log_of(one), log_of(other), strict=True):  # one log, not one of each process
+        assert after["test_acc1"] == before["test_acc1"]
+        assert after["train_loss"] == pytest.approx(before["train_loss"], rel=1e-4)
+
+
+def test_accumulation_and_two_launched_processes_make_the_updates_of_one_process(run_script, pool, backbone, tmp_path):
+    """Augmentation included: it depends on the draw, not on who makes it. 90 draws are updates of 32, 32 and 26."""
+    common = options(pool, "--resume", backbone, "--epochs", 3, "--lr", 0.1, "--clip-grad", 2.0, "--drop-path", 0)
+    common += ["--total-batch-size", "32"]
+    main([*common, "--output_dir", str(tmp_path / "one")])
+    main([*common, "--accum-steps", "3", "--output_dir", str(tmp_path / "accumulated")])
+    assert_same_weights(tmp_path / "one", tmp_path / "accumulated")
+    two = [*common, "--accum-steps", "2", "--dist-eval", "--output_dir", str(tmp_path / "two")]
+    run_script("deit/main.py", *two, launcher=launch_two(29511))
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_batch_size_per_process_is_what_it_was_in_the_published_code(run_script, pool, backbone, tmp_path):
+    common = options(pool, "--resume", backbone, "--epochs", 2, "--lr", 0.1, "--drop-path", 0)
+    main([*common, "--batch-size", "32", "--output_dir", str(tmp_path / "one")])
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", "29513")
+    two = [*common, "--batch-size", "16", "--output_dir", str(tmp_path / "two")]
+    run_script("deit/main.py", *two, launcher=torchrun)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_same_command_gives_the_same_log_twice_and_another_seed_another(pool, backbone, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        main(
+            options(
+                pool, "--resume", backbone, "--epochs", 2, "--lr", 0.1, "--seed", seed, "--output_dir", tmp_path / name
+            )
+        )
+    logs = [(tmp_path / name / "log.txt").read_text() for name in "abc"]
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_the_recipe_is_printed_with_a_warning_when_it_is_not_the_published_one(pool, backbone, capsys):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--total-batch-size", 64))
+    printed = capsys.readouterr().out
+    assert (
+        "recipe: 64 images an update at lr 0.00125; an epoch is 2 update(s), 90 draws of 30 of the 30 images" in printed
+    )
+    assert "warning: the published recipe is 512 images an update and --lr 0.01" in printed
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--total-batch-size", 512))
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_a_probe_reads_classes_out_of_frozen_features(kind, backbone, tmp_path):
+    """Images of one colour a class are told apart by any features; noise is not."""
+    for split, shades in (("train", (0, 8)), ("val", (3, 5))):
+        for number, name in enumerate(CLASSES):
+            for shade in shades:
+                path = tmp_path / "colours" / split / name / f"{shade}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (100 * number, 255 - 100 * number, shade)).save(path)
+    main(options(tmp_path / "colours", "--resume", backbone, "--probe", kind, "--output_dir", tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["probe"] == kind and summary["last"]["test"] == {"acc1": 100.0, "acc5": 100.0}
+
+
+def test_a_confusion_matrix_counts_every_image_and_gives_the_accuracy_of_each_class(pool, backbone, tmp_path):
+    summary = main(options(pool, "--resume", backbone, "--epochs", 1, "--confusion-matrix", "--output_dir", tmp_path))
+    per_class = summary["per_class_acc1"]
+    assert list(per_class) == list(CLASSES)
+    assert sum(per_class.values()) / 3 == pytest.approx(summary["last"]["test"]["acc1"])
+    for picture in ("confusion_matrix.png", "curves.png"):
+        assert Image.open(tmp_path / picture).width > 300
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--auto-resume"], "--auto-resume needs --output_dir"),
+        (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume goes on training"),
+        (["--probe", "knn"], "--probe knn needs --resume"),
+        (["--accum-steps", "0"], "0 must be at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(given, message, pool, tmp_path):
+    given = [str(tmp_path) if option == "OUT" else option for option in given]
+    with pytest.raises(InputError, match=message):
+        main(options(pool, *given))

@@ -1,11 +1,13 @@
 """A run that is killed and resumed ends with the bits of one that was never stopped."""
 
+import itertools
 import os
 import random
 import signal
 import time
 from pathlib import Path
 
+import engine
 import pytest
 import torch
 from conftest import TINY_VIT_OPTIONS
@@ -105,15 +107,25 @@ def wait_for_log(out: Path, lines: int) -> None:
 def test_sigterm_finishes_the_update_saves_and_exits_with_its_own_code(pool, backbone, tmp_path):
     main(options(pool, backbone, tmp_path / "undisturbed"))
     stopped = options(pool, backbone, tmp_path / "stopped")
-    in_the_middle = 0
     for stop in range(4):
         child = start(stopped)
         wait_for_log(tmp_path / "stopped", 5 * (stop + 1))
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == Interruption.EXIT_CODE
-        in_the_middle += read_checkpoint(tmp_path / "stopped" / "checkpoint.pth")["update"] > 0
-    assert in_the_middle > 0
+    main(stopped)
+    assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_with_its_next_update(pool, backbone, tmp_path, monkeypatch):
+    main(options(pool, backbone, tmp_path / "undisturbed", "--epochs", 4))
+    stopped = options(pool, backbone, tmp_path / "stopped", "--epochs", 4)
+    calls, agree = itertools.count(1), engine.agree
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(engine, "agree", lambda loss, stop, processes: agree(loss, next(calls) == 5, processes))
+        main(stopped)
+    checkpoint = read_checkpoint(tmp_path / "stopped" / "checkpoint.pth")
+    assert (checkpoint["epoch"], checkpoint["update"]) == (0, 2)  # three updates an epoch, and the fifth was the last
     main(stopped)
     assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
 

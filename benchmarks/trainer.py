@@ -1,0 +1,140 @@
+"""Epoch time of deit/main.py against a plain loop that decodes every epoch and restarts its workers, the published way.
+
+    python benchmarks/trainer.py
+
+Both make the same updates of the same network on the same images in one run, in turn; the figures are medians.
+RESULTS
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "deit")]
+
+from batch_stream import BatchStream
+from engine import train_one_epoch
+from finetuning_data import build_datasets
+from main import build_model, build_plan, build_recipe, build_state, build_train_loader
+from recipe_options import parse_args
+from repeated_augmentation import RepeatedAugmentationSampler
+from training_state import Interruption
+
+from common.command_line import worker_count
+from common.processes import Processes
+
+SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs img_size=32 patch_size=8 embed_dim=96 depth=4 num_heads=3"
+CASES = {  # name: images, their size, options of main.py, epochs of each
+    "small ViT, 500 images of 32x32": (500, (32, 32), SMALL_VIT, 20),
+    "ViT-S/16 at 224, 500 photos": (500, (500, 375), "--model deit_small_patch16_224", 2),
+    "ViT-S/16 at 224, 5,000 photos": (5000, (500, 375), "--model deit_small_patch16_224", 1),
+}
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEGs of smooth noise, which decode at the speed of photographs of that size."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        for split in ("train", "val") if number < 20 else ("train",):
+            path = folder / split / str(number % 10) / f"{number:05d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
+    """One epoch a step: DeiT's loop, without what this project adds to it."""
+    transform = create_transform(args.input_size, is_training=True, color_jitter=0.0, interpolation="bicubic")
+    if args.input_size <= 32:
+        transform.transforms[0] = T.RandomCrop(args.input_size, padding=4)
+    assert transform.transforms[-1].mean.tolist() == list(torch.tensor(IMAGENET_DEFAULT_MEAN))
+    assert transform.transforms[-1].std.tolist() == list(torch.tensor(IMAGENET_DEFAULT_STD))
+    images = ImageFolder(f"{args.data_path}/train", transform)
+    sampler = RepeatedAugmentationSampler(len(images))
+    loader = DataLoader(images, args.batch_size, sampler=sampler, num_workers=worker_count(args.num_workers))
+    model = build_model(args, len(images.classes))
+    state = build_state(args, model)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    for epoch in range(args.epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        for pixels, targets in loader:
+            loss = criterion(model(pixels), targets)
+            assert np.isfinite(loss.item())
+            state.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)
+            state.optimizer.step()
+            state.model_ema.update(model)
+        state.lr_scheduler.step(epoch)
+        yield
+
+
+def our_epochs(args: argparse.Namespace) -> Iterator[None]:
+    """One epoch a step, through the pieces of deit/main.py."""
+    processes = Processes(torch.device("cpu"))
+    data = build_datasets(args)
+    sampler, plan = build_plan(args, len(data.train), processes)
+    state = build_state(args, build_model(args, len(data.classes)))
+    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    stream = BatchStream(sampler, plan, 0, 1, range(args.epochs))
+    batches = iter(build_train_loader(args, data, stream, processes))
+    for _ in range(args.epochs):
+        with tqdm(disable=True) as bar:
+            train_one_epoch(state.model, batches, recipe, state, processes, Interruption(), bar)
+        state.next_epoch()
+        yield
+
+
+def seconds(epochs: Iterator[None]) -> float:
+    started = time.perf_counter()
+    next(epochs)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--num_workers", default="16")
+    chosen = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {worker_count(int(chosen.num_workers))} workers"
+    )
+    print(f"{'case':34} {'plain, s/epoch':>15} {'here, s/epoch':>15} {'images/s':>10} {'ratio':>7}")
+    for name, (count, size, options, epochs) in CASES.items():
+        if chosen.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            write_images(Path(folder), count, size)
+            args = parse_args([
+                "--data-set", "IMNET", "--data-path", folder, "--device", "cpu", "--epochs", str(epochs + 1),
+                "--num_workers", chosen.num_workers, "--batch-size", "256", "--total-batch-size", "256",
+                "--clip-grad", "2.0", *options.split(),
+            ])  # fmt: skip
+            plain, ours = plain_epochs(args), our_epochs(args)
+            next(plain), next(ours)  # the first epoch of each warms up
+            times = [(seconds(plain), seconds(ours)) for _ in range(epochs)]
+        per_epoch = [statistics.median(column) for column in zip(*times, strict=True)]
+        ratio = statistics.median(before / after for before, after in times)
+        draws = len(RepeatedAugmentationSampler(count))
+        print(
+            f"{name:34} {per_epoch[0]:15.3f} {per_epoch[1]:15.3f} {draws / per_epoch[1]:10.0f} {ratio:7.2f}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
