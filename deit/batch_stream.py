@@ -86,10 +86,10 @@ class DrawnImages(Dataset):
 
 
 def seed_augmentation(*key: int) -> int:
-    """Seed Python's, numpy's and torch's generators on the CPU with a number made of all of `key`. Returns the number."""
+    """Seed Python's, numpy's and torch's CPU generators with a number made of all of `key`. Returns the number."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the generator that timm draws from
+    np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to every device, which costs 80 us an image
     return seed
 
