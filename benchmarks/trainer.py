@@ -26,10 +26,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "deit")]
 
+from assembly import build_model, build_plan, build_recipe, build_state, build_train_loader
 from batch_stream import BatchStream
 from engine import train_one_epoch
 from finetuning_data import build_datasets
-from main import build_model, build_plan, build_recipe, build_state, build_train_loader
 from recipe_options import parse_args
 from repeated_augmentation import RepeatedAugmentationSampler
 from training_state import Interruption

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torchvision.transforms as T
+from assembly import build_model, build_state, is_distilled
 from conftest import TINY_VIT_OPTIONS
 from engine import to_network
 from finetuning_data import eval_transform, train_transform
-from main import build_model, build_state, is_distilled
 from PIL import Image
 from recipe_options import parse_args
 from timm.data.transforms import RandomResizedCropAndInterpolation
