@@ -1,0 +1,140 @@
+"""Pretrains a small ViT on the digits pool without labels.
+
+The objective is contrastive: SimCLR's NT-Xent loss between two augmented views of each image (Chen et al., "A Simple
+Framework for Contrastive Learning of Visual Representations", ICML 2020). It is not DINO's self-distillation, which
+made no useful features of this pool in the few minutes given here. Labels are read only to print the kNN accuracy.
+
+RUN_RECORD
+"""
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm import create_model
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import to_tensor
+from tqdm import tqdm
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 0}
+
+
+def load_images(folder: Path) -> tuple[Tensor, Tensor]:
+    """Returns a split's images (N, 3, 32, 32) with values in 0..1 and their labels (N,)."""
+    dataset = ImageFolder(str(folder))
+    return torch.stack([to_tensor(image) for image, _ in dataset]), torch.tensor(dataset.targets)
+
+
+def uniform(count: int, limit: float) -> Tensor:
+    """Draws `count` values from [-limit, limit]."""
+    return (2 * torch.rand(count) - 1) * limit
+
+
+def augment(images: Tensor) -> Tensor:
+    """Warps each image (B, 3, H, W) the way handwriting varies: slant, size, place, wobble and stroke weight.
+
+    Rotations stay within 20 degrees and nothing is flipped, so that a 6 never turns into a 9. Strong warps matter:
+    without shear and wobble the digits of a class scatter into many small clusters.
+    """
+    count, size = len(images), images.shape[-2:]
+    angle, shear = uniform(count, math.radians(20)), uniform(count, 0.2)
+    scale_x, scale_y = uniform(count, 0.2).exp(), uniform(count, 0.2).exp()
+    cos, sin = angle.cos(), angle.sin()
+    row_x = torch.stack([cos * scale_x, shear * cos - sin * scale_y, uniform(count, 0.3)], dim=1)
+    row_y = torch.stack([sin * scale_x, shear * sin + cos * scale_y, uniform(count, 0.3)], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
+    # A coarse random field, smoothly enlarged, bends the strokes (grid units: the image spans -1..1).
+    wobble = F.interpolate(0.1 * torch.randn(count, 2, 4, 4), size=size, mode="bicubic", align_corners=True)
+    warped = F.grid_sample(images, grid + wobble.permute(0, 2, 3, 1), align_corners=False)
+    # Gamma thickens or thins the strokes' gray edges.
+    return warped ** uniform(count, 0.5).exp().view(-1, 1, 1, 1)
+
+
+def cls_features(vit: nn.Module, images: Tensor) -> Tensor:
+    """Returns the [CLS] token after the final norm, (B, D), of images (B, 3, H, W) in 0..1."""
+    mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    return vit.forward_features((images - mean) / std)[:, 0]
+
+
+def projection_head(width: int, hidden: int = 256, out: int = 64) -> nn.Sequential:
+    """Builds the MLP between the features and the loss; it is thrown away afterwards.
+
+    Batch norm is essential: at initialisation [CLS] hardly depends on the image, and batch norm magnifies what does.
+    """
+    layers: list[nn.Module] = []
+    for fan_in in (width, hidden):
+        layers += [nn.Linear(fan_in, hidden), nn.BatchNorm1d(hidden), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, out))
+
+
+def contrastive_loss(projections: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1) of projections (2B, P), where rows i and i + B are views of one image."""
+    unit = F.normalize(projections, dim=1)
+    similarity = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
+    other_view = torch.arange(len(unit)).roll(len(unit) // 2)
+    return F.cross_entropy(similarity, other_view)
+
+
+def pretrain(vit: nn.Module, images: Tensor, epochs: int, batch_size: int, lr: float, temperature: float) -> None:
+    """Trains `vit` in place on images (N, 3, H, W): AdamW, linear warm-up over 200 steps, cosine decay to zero."""
+    head = projection_head(vit.num_features)
+    parameters = [*vit.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    steps = epochs * (len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    vit.train()
+    progress = tqdm(range(epochs), desc="pretrain", unit="epoch")
+    for _ in progress:
+        # The last, smaller batch is dropped: the loss depends on the number of negatives.
+        for batch in torch.randperm(len(images)).split(batch_size)[: len(images) // batch_size]:
+            views = augment(images[batch].repeat(2, 1, 1, 1))
+            loss = contrastive_loss(head(cls_features(vit, views)), temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, max_norm=3.0)
+            optimizer.step()
+            schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+@torch.no_grad()
+def knn_accuracy(vit: nn.Module, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int = 5) -> float:
+    """Plain k-nearest-neighbour accuracy (majority vote) on L2-normalised [CLS] features."""
+    vit.eval()
+    bank_features, query_features = (F.normalize(cls_features(vit, images), dim=1) for images, _ in (bank, queries))
+    nearest = (query_features @ bank_features.T).topk(k).indices
+    return (bank[1][nearest].mode(dim=1).values == queries[1]).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pretrain a small ViT on the digits pool, without labels.")
+    parser.add_argument("--pool", type=Path, required=True, help="folder written by digits_pool.py")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("digits_vit.pth"))
+    parser.add_argument("--epochs", type=int, default=250)
+    parser.add_argument("--batch_size", type=int, default=96)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    train, val = load_images(args.pool / "train"), load_images(args.pool / "val")
+    vit = create_model("vit_tiny_patch16_224", **VIT)
+    pretrain(vit, train[0], args.epochs, args.batch_size, args.lr, args.temperature)
+
+    unfinished = args.output.with_suffix(".tmp")
+    torch.save(vit.state_dict(), unfinished)
+    os.replace(unfinished, args.output)
+    print(f"5-NN accuracy on val, L2-normalised [CLS] features: {knn_accuracy(vit, train, val):.2%}")
+
+
+if __name__ == "__main__":
+    main()
