@@ -49,7 +49,7 @@ def train_one_epoch(
     """Make the remaining updates of epoch `state.epoch`, from `state.update` on.
 
     batches: the run's micro-batches (b, 3, h, w) and their labels (b,). `model` may be wrapped for several processes.
-    Returns: whether the epoch was completed; after an interruption it is not, and the state says where it stands.
+    Returns: whether the run is to stop; the state says how far the epoch has come.
     Raises: InputError, in every process, when the loss is not finite.
     """
     model.train()
@@ -85,9 +85,9 @@ def train_one_epoch(
         state.update = update + 1
         state.losses.append(mean_loss)
         bar.update()
-        if stop and state.update < recipe.plan.updates:
-            return False
-    return True
+        if stop:
+            return True
+    return False
 
 
 def to_network(batch: Batch, device: torch.device) -> Batch:

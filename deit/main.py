@@ -12,7 +12,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -62,24 +62,19 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         report(processes, f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
     if args.probe:
-        return finish_probe(
-            args, probe(args.probe, model, data, processes, args.batch_size, amp_dtype), data, processes
-        )
+        result = probe(args.probe, model, data, processes, args.batch_size, amp_dtype)
+        return finish_probe(args, result, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
     state = build_state(args, model)
     if own_checkpoint:
-        state.resume(*own_checkpoint)
-        if state.update and own_checkpoint[0]["args"]["total_batch_size"] != args.total_batch_size:
-            raise InputError(
-                f"{own_checkpoint[1]} is of the middle of an epoch of other updates: keep --total-batch-size"
-            )
+        state.resume(*own_checkpoint, args)
         report(processes, f"going on with epoch {state.epoch}, update {state.update}, after {own_checkpoint[1]}")
     elif args.start_epoch:
+        if args.start_epoch >= args.epochs:
+            raise InputError(f"--start_epoch {args.start_epoch} of --epochs {args.epochs} leaves nothing to train")
         state.epoch = args.start_epoch
         state.lr_scheduler.step(args.start_epoch - 1)
-    if state.epoch >= args.epochs:
-        raise InputError(f"epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train: raise it, or --eval")
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
@@ -100,33 +95,35 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     with Interruption() as interruption, progress:
         for epoch in epochs:
             lr = max(group["lr"] for group in state.optimizer.param_groups)
-            if not train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress):
+            stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
+            if stopping and state.update < plan.updates:
                 stop(args, state, folder, processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
-            results, improved = {}, False
+            improved = False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
-                results["test"] = evaluate_now(model)
+                results = {"test": evaluate_now(model)}
                 if state.model_ema:
                     results["test_ema"] = evaluate_now(state.averaged_model(processes.device))
                 improved = state.note(results)
+                entry |= results
                 progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_acc1:.2f}")
             state.next_epoch()
             if folder:
-                folder.append_to_log({**flat({**entry, **results}), "epoch": epoch, "n_parameters": n_parameters})
+                folder.append_to_log({**flat(entry), "epoch": epoch, "n_parameters": n_parameters})
                 due = (epoch + 1) % args.save_interval == 0 or epoch == args.epochs - 1
                 if improved or due:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
                     folder.save(state.checkpoint(args), names)
-            if interruption.requested and epoch < args.epochs - 1:
+            if stopping and epoch < args.epochs - 1:
                 stop(args, state, folder, processes)
 
-    summary = {"last": results, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
+    summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)
         per_class = (100 * confusion.diagonal() / confusion.sum(dim=1).clamp_min(1)).tolist()
         summary["per_class_acc1"] = dict(zip(data.classes, per_class, strict=True))
-    last, best = describe(results["test"]), describe(state.best["test"])
+    last, best = describe(state.last["test"]), describe(state.best["test"])
     report(processes, f"last {last}; best {best}, chosen on the test split")
     if folder:
         draw_curves(folder.log(), folder.path / "curves.png")
@@ -141,14 +138,14 @@ def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
 
 
-def stop(args: argparse.Namespace, state: TrainingState, folder: RunFolder | None, processes: Processes) -> None:
+def stop(args: argparse.Namespace, state: TrainingState, folder: RunFolder | None, processes: Processes) -> NoReturn:
     """Save what an interrupted run has come to, and exit with a code of its own."""
+    kept = "nothing is kept, for want of --output_dir"
+    if args.output_dir:
+        kept = f"--auto-resume goes on from {args.output_dir}"
     if folder:
         folder.save(state.checkpoint(args), ["checkpoint.pth"])
         folder.finish()
-    kept = (
-        f"; --auto-resume goes on from {args.output_dir}" if args.output_dir else ", nothing is kept: no --output_dir"
-    )
     report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {kept}")
     processes.barrier()
     raise SystemExit(Interruption.EXIT_CODE)

@@ -25,7 +25,8 @@ class TrainingState:
     """Everything that a run changes.
 
     epoch: the one that is being trained. update, losses: how many of its updates are made, and their losses.
-    best: for the model ("test") and its moving average ("test_ema"), the evaluation with the highest top-1 so far.
+    last, best: for the model ("test") and its moving average ("test_ema"), the evaluation made last, and the one with
+    the highest top-1.
     Random numbers are no part of it: they follow from --seed and the place in the run (batch_stream.py).
     """
 
@@ -37,6 +38,7 @@ class TrainingState:
     epoch: int = 0
     update: int = 0
     losses: list[float] = field(default_factory=list)
+    last: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -44,7 +46,8 @@ class TrainingState:
         return self.best["test"]["acc1"] if "test" in self.best else -1.0
 
     def note(self, results: dict[str, dict[str, Any]]) -> bool:
-        """Keep what is better than before. Returns whether the model itself improved."""
+        """Keep an evaluation. Returns whether the model itself is better than before."""
+        self.last = results
         improved = results["test"]["acc1"] > self.best_acc1
         for name, result in results.items():
             if name not in self.best or result["acc1"] > self.best[name]["acc1"]:
@@ -72,12 +75,16 @@ class TrainingState:
             "losses": self.losses,
             "model_ema": self.model_ema.module.state_dict() if self.model_ema else None,
             "scaler": self.scaler.state_dict(),
+            "last": self.last,
             "best": self.best,
             "args": vars(args),
         })  # fmt: skip
 
-    def resume(self, checkpoint: dict[str, Any], source: str) -> None:
-        """Take up an own checkpoint. Raises InputError when it is of a run with another model or optimizer."""
+    def resume(self, checkpoint: dict[str, Any], source: str, args: argparse.Namespace) -> None:
+        """Take up an own checkpoint.
+
+        Raises InputError when it is of a run with another model, optimizer or, within an epoch, other updates.
+        """
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -89,9 +96,13 @@ class TrainingState:
             self.scaler.load_state_dict(checkpoint["scaler"])
         if self.model_ema:
             self.model_ema.module.load_state_dict(checkpoint.get("model_ema") or checkpoint["model"])
-        self.best = checkpoint.get("best", {})
+        self.last, self.best = checkpoint.get("last", {}), checkpoint.get("best", {})
         self.epoch = checkpoint["epoch"] + 1
         self.update, self.losses = checkpoint.get("update", 0), checkpoint.get("losses", [])
+        if self.update and checkpoint["args"]["total_batch_size"] != args.total_batch_size:
+            raise InputError(f"checkpoint {source} is within an epoch: keep its --total-batch-size")
+        if self.epoch >= args.epochs and not self.last:
+            raise InputError(f"checkpoint {source} is after epoch {self.epoch - 1}: raise --epochs, or --eval")
 
 
 def in_main_memory(tree: Any) -> Any:

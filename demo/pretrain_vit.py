@@ -9,7 +9,6 @@ RUN_RECORD
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -132,7 +131,7 @@ def main() -> None:
 
     unfinished = args.output.with_suffix(".tmp")
     torch.save(vit.state_dict(), unfinished)
-    os.replace(unfinished, args.output)
+    unfinished.replace(args.output)
     print(f"5-NN accuracy on val, L2-normalised [CLS] features: {knn_accuracy(vit, train, val):.2%}")
 
 

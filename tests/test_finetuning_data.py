@@ -95,7 +95,7 @@ def test_a_missing_subset_file_is_named(tmp_path):
         (["--aa", "rnd-m9"], "--aa rnd-m9 is no policy of timm"),
         (["--distillation-type", "hard"], "--distillation-type hard needs --teacher-path"),
         (["--distillation-type", "hard", "--teacher-path", "t.pth"], "needs a distilled model"),
-        (["--start_epoch", "5", "--epochs", "5"], "leaves nothing to train"),
+        (["--start_epoch", "5", "--epochs", "5"], "--start_epoch 5 of --epochs 5 leaves nothing to train"),
         (["--input-size", "16"], "an image is 32x32 pixels"),
         (["--input-size", "48"], "img_size=32 in --model-kwargs and an input size of 48 differ"),
         (["--output_dir", "/proc/nowhere"], "cannot write into the output folder"),

@@ -130,6 +130,25 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_with_its_next_update(po
     assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
+def test_a_run_killed_after_its_last_epoch_is_finished_when_it_is_resumed(pool, backbone, tmp_path):
+    finished = options(pool, backbone, tmp_path, "--epochs", 3)
+    summary = main(finished)
+    for name in ("summary.json", "curves.png"):
+        (tmp_path / name).unlink()
+    assert main(finished) == summary
+    assert (tmp_path / "summary.json").is_file() and (tmp_path / "curves.png").is_file()
+
+
+def test_epochs_of_a_single_update_stop_between_epochs(pool, backbone, tmp_path, monkeypatch):
+    stopped = options(pool, backbone, tmp_path, "--epochs", 4, "--total-batch-size", 512)
+    agree = engine.agree
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(engine, "agree", lambda loss, stop, processes: agree(loss, True, processes))
+        main(stopped)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth")
+    assert (checkpoint["epoch"], checkpoint["update"]) == (0, 0)
+
+
 def test_a_killed_save_leaves_the_checkpoint_before_it(pool, backbone, tmp_path):
     main(options(pool, backbone, tmp_path, "--epochs", 2))
     newest, source = newest_checkpoint(tmp_path)
