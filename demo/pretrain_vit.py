@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain a small ViT on the digits pool, without labels.")
     parser.add_argument("--pool", type=Path, required=True, help="folder written by digits_pool.py")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("digits_vit.pth"))
-    parser.add_argument("--epochs", type=int, default=250)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--temperature", type=float, default=0.2)

@@ -9,7 +9,7 @@ import timm
 from conftest import ROOT
 from digits_pool import write_digits_pool
 from PIL import Image
-from pretrain_vit import MODEL_KWARGS, knn_accuracy, read_images
+from pretrain_vit import VIT, knn_accuracy, load_images
 from sklearn.datasets import load_digits
 
 from common.checkpoints import load_pretrained, read_checkpoint
@@ -48,8 +48,8 @@ def test_a_finished_pool_is_left_as_it_is(digits):
 
 
 def test_the_committed_vit_puts_97_percent_of_the_val_images_with_their_neighbours(digits):
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **MODEL_KWARGS)
+    vit = timm.create_model("vit_tiny_patch16_224", **VIT)
     weights = ROOT / "demo" / "digits_vit.pth"
     assert weights.stat().st_size <= 3_000_000
     assert load_pretrained(vit, read_checkpoint(weights), "digits_vit.pth") == []
-    assert knn_accuracy(vit.eval(), read_images(digits / "train"), read_images(digits / "val")) >= 0.97
+    assert knn_accuracy(vit, load_images(digits / "train"), load_images(digits / "val")) >= 0.97

@@ -1,0 +1,103 @@
+"""Images per second of extract_feature.py by precision and batch size, against a plain float32 loop.
+
+    python benchmarks/extraction.py
+
+The plain loop reads, resizes and forwards the same images through the same network, batch by batch, and concatenates.
+All are measured in one run, in turn, several times; the figures are medians, start-up included in none.
+RESULTS
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "data_selection")]
+
+from extract_feature import build_network, build_pool, extract, parse_args
+from feature_file import FeatureFile
+
+from common.command_line import pick_device, worker_count
+from common.processes import Processes
+
+
+def write_images(folder: Path, count: int) -> None:
+    """JPEGs of smooth noise, 320x240, which decode at the speed of photographs of that size."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(
+            folder / f"{number:05d}.jpg", quality=90
+        )
+
+
+@torch.inference_mode()
+def plain_loop(args: argparse.Namespace, network: torch.nn.Module, pool: torch.utils.data.Dataset) -> torch.Tensor:
+    loader = DataLoader(pool, args.batch_size_per_gpu, num_workers=worker_count(args.num_workers))
+    device = pick_device(args.device)
+    features = torch.empty(0)
+    for images, _ in loader:
+        features = torch.cat([features, network.to(device)(images.to(device)).cpu()])
+    return features
+
+
+def ours(args: argparse.Namespace, network: torch.nn.Module, pool: torch.utils.data.Dataset, path: Path) -> None:
+    file = FeatureFile(path, len(pool), network.num_features, {})
+    file.prepare(resume=False)
+    file.open()
+    extract(args, network, pool, file, Processes(pick_device(args.device)))
+    file.finish()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--arch", default="vit_small")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--amp", nargs="+", default=["off", "bf16"])
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images, weights = Path(folder) / "images", Path(folder) / "weights.pth"
+        images.mkdir()
+        write_images(images, chosen.images)
+        torch.save(timm.create_model(f"{chosen.arch}_patch16_224", num_classes=0).state_dict(), weights)
+        common = ["--dataset", "Folder", "--data_path", str(images), "--arch", chosen.arch, "--device", chosen.device]
+        variants = {"plain loop, float32, 128": None}
+        for amp in chosen.amp:
+            for size in chosen.batch_sizes:
+                given = [*common, "--pretrained_weights", str(weights), "--amp", amp, "--batch_size_per_gpu", str(size)]
+                variants[f"extract_feature.py, {amp}, {size}"] = parse_args(given)
+        base = parse_args([*common, "--pretrained_weights", str(weights)])
+        network, pool = build_network(base), build_pool(base, images)
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(chosen.repeats):
+            for name, args in variants.items():
+                started = time.perf_counter()
+                if args is None:
+                    plain_loop(base, network, pool)
+                else:
+                    ours(args, network, pool, Path(folder) / "features.npy")
+                times[name].append(time.perf_counter() - started)
+    device = pick_device(chosen.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{chosen.arch}/16 at 224, {chosen.images} images, torch {torch.__version__}, {where}")
+    print(f"{'precision and batch size':36} {'images/s':>10} {'ratio':>7}")
+    plain = times["plain loop, float32, 128"]
+    for name, seconds in times.items():
+        ratio = statistics.median(before / after for before, after in zip(plain, seconds, strict=True))
+        print(f"{name:36} {chosen.images / statistics.median(seconds):10.1f} {ratio:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
