@@ -23,11 +23,10 @@ from torch.utils.data import DataLoader
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data_selection")]
 
-from extract_feature import build_network, build_pool, extract, parse_args
-from feature_file import FeatureFile
-
 from common.command_line import pick_device, worker_count
 from common.processes import Processes
+from extract_feature import build_network, build_pool, extract, parse_args
+from feature_file import FeatureFile
 
 
 def write_images(folder: Path, count: int) -> None:
