@@ -1,10 +1,18 @@
 """Pretrains a small ViT on the digits pool without labels.
 
 The objective is contrastive: SimCLR's NT-Xent loss between two augmented views of each image (Chen et al., "A Simple
-Framework for Contrastive Learning of Visual Representations", ICML 2020). It is not DINO's self-distillation, which
-made no useful features of this pool in the few minutes given here. Labels are read only to print the kNN accuracy.
+Framework for Contrastive Learning of Visual Representations", ICML 2020). It is not DINO's self-distillation: in a
+trial of 900 steps DINO's loss stayed at 40% (5-NN on val) while its teacher's outputs collapsed onto a few values.
 
-RUN_RECORD
+The weights in digits_vit.pth come from this run, here on the pool in output/digits:
+
+    OMP_NUM_THREADS=1 python pretrain_vit.py --pool output/digits
+
+    5-NN accuracy on val, L2-normalised [CLS] features: 98.33%
+
+It took 6 min 52 s with torch 2.15.0 and timm 1.0.31 on one of the 2 cores of an x86 server CPU (other work was running
+on the machine). Training reads no labels; the printed accuracy does. The augmentations were settled by comparing a few
+short runs on this same val split, so the accuracy is a check of the features, not an unbiased estimate.
 """
 
 import argparse
@@ -37,8 +45,8 @@ def uniform(count: int, limit: float) -> Tensor:
 def augment(images: Tensor) -> Tensor:
     """Warps each image (B, 3, H, W) the way handwriting varies: slant, size, place, wobble and stroke weight.
 
-    Rotations stay within 20 degrees and nothing is flipped, so that a 6 never turns into a 9. Strong warps matter:
-    without shear and wobble the digits of a class scatter into many small clusters.
+    Rotations stay within 20 degrees and nothing is flipped, so that a 6 never turns into a 9. The warps are strong
+    because weaker ones, and ones without gamma, left the classes less compact: fewer labels went less far.
     """
     count, size = len(images), images.shape[-2:]
     angle, shear = uniform(count, math.radians(20)), uniform(count, 0.2)
