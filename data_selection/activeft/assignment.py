@@ -30,7 +30,7 @@ CANDIDATES = 4
 MOST_GROUPS = 64
 FEW_PROTOTYPES = 128  # with so few, the plain product is as fast
 BELOW_ANY_COSINE = -2.0
-ROUNDING = 1e-6  # of a float32 dot product of unit vectors
+ROW_STEP = 256
 
 
 class NearestPrototypes:
@@ -65,14 +65,16 @@ class NearestPrototypes:
         if self.screened_since_grouping > 2 * len(self.features):  # new groups are not dearer than what old ones cost
             self._group_by_speed()
             unsettled = torch.arange(len(self.features))
-        for rows in unsettled.split(self._rows_at_a_time()):
+        if len(unsettled):
+            self._prepare_screening()
+        for rows in whole_steps(unsettled).split(self._rows_at_a_time()):
             nearest[rows], similarity[rows] = self._screen(rows)
         return nearest, similarity
 
     def _begin(self, centres: Tensor) -> None:
         n, k = len(self.features), len(centres)
         self.screening = self.screening or fastest_screening_dtype()
-        self.group_size = max(-(-k // MOST_GROUPS), int(k**0.5))
+        self.group_size = round_up(max(-(-k // MOST_GROUPS), int(k**0.5)), 16)  # sizes that vector instructions like
         groups = -(-k // self.group_size)
         self.order = torch.arange(k)  # of the prototypes; each group_size of them are a group
         self.centres = self.centres_at_grouping = centres
@@ -80,6 +82,9 @@ class NearestPrototypes:
         self.bounds = torch.full((n, groups), torch.inf)  # on similarity - travelled
         self.travelled = torch.zeros(groups)  # the sum over calls of the longest step in each group
         self.screened_since_grouping = 0
+        self.rounding_of_features = torch.cat(
+            [(rows - rows.to(self.screening)).norm(dim=1) for rows in self.features.split(self._rows_at_a_time())]
+        )  # (n,)
 
     def _follow(self, centres: Tensor) -> None:
         """The prototypes moved: by at most so much the similarities of each group grew."""
@@ -89,10 +94,10 @@ class NearestPrototypes:
 
     def _padding(self) -> int:
         """Prototypes that the last group has too few."""
-        return self.group_size * len(self.travelled) - len(self.order)
+        return len(self.travelled) * self.group_size - len(self.order)
 
     def _rows_at_a_time(self) -> int:
-        return self.chunk or max(64, CHUNK_ELEMENTS // len(self.order))
+        return self.chunk or max(ROW_STEP, CHUNK_ELEMENTS // len(self.order) // ROW_STEP * ROW_STEP)
 
     def _group_by_speed(self) -> None:
         self.order = (self.centres - self.centres_at_grouping).norm(dim=1).argsort(descending=True)
@@ -107,13 +112,17 @@ class NearestPrototypes:
         nearest = candidates.gather(1, best[:, None]).squeeze(1).long()
         return nearest, similarity, similarity >= (self.bounds[rows] + self.travelled).amax(dim=1)
 
+    def _prepare_screening(self) -> None:
+        centres = self.centres[self.order]
+        self.rough_centres = centres.to(self.screening)
+        self.rounding_of_centres = (centres - self.rough_centres).norm(dim=1).max()
+
     def _screen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Renew the candidates and bounds of these samples. Returns their nearest prototypes and similarities."""
-        features, centres = self.features[rows], self.centres[self.order]
-        rough_features, rough_centres = features.to(self.screening), centres.to(self.screening)
         groups = torch.full((len(rows), len(self.order) + self._padding()), BELOW_ANY_COSINE)
-        groups[:, : len(centres)] = F.linear(rough_features, rough_centres)  # (rows, d) x (d, k) -> (rows, k)
-        groups = groups.view(len(rows), -1, self.group_size)
+        rough_features = self.features[rows].to(self.screening)
+        groups[:, : len(self.order)] = F.linear(rough_features, self.rough_centres)  # (rows, d) x (d, k) -> (rows, k)
+        groups = groups.view(len(rows), len(self.travelled), self.group_size)
 
         # The best of all are among the best of the groups that hold the best.
         best_groups = groups.amax(dim=2).topk(CANDIDATES, dim=1).indices  # (rows, CANDIDATES)
@@ -122,29 +131,32 @@ class NearestPrototypes:
         positions = best_groups.gather(1, best // self.group_size) * self.group_size + best % self.group_size
         self.candidates[rows] = self.order[positions].int()
 
-        groups.view(len(rows), -1).scatter_(1, positions, BELOW_ANY_COSINE)
+        groups.flatten(1).scatter_(1, positions, BELOW_ANY_COSINE)
         others = groups.amax(dim=2)  # (rows, groups)
-        others += self._screening_error(features, rough_features, centres, rough_centres, others)
-        self.bounds[rows] = others - self.travelled
+        self.bounds[rows] = others + self._screening_error(rows, others) - self.travelled
 
         nearest, similarity, settled = self._nearest_candidate(rows)
         if not settled.all():
-            nearest[~settled], similarity[~settled] = nearest_of_all(features[~settled], self.centres)
+            nearest[~settled], similarity[~settled] = nearest_of_all(self.features[rows[~settled]], self.centres)
         return nearest, similarity
 
-    def _screening_error(
-        self, features: Tensor, rough_features: Tensor, centres: Tensor, rough_centres: Tensor, similarity: Tensor
-    ) -> Tensor | float:
+    def _screening_error(self, rows: Tensor, similarity: Tensor) -> Tensor:
         """A bound on f . c - (its rough value), for unit f and c rounded to f' and c'.
 
         |f . c - f' . c'| <= |f - f'| |c| + |f'| |c - c'|; the sum is in float32 and its result is rounded again.
         """
-        if self.screening == torch.float32:
-            return ROUNDING
-        of_features = (features - rough_features).norm(dim=1, keepdim=True)  # (rows, 1)
-        of_centres = (centres - rough_centres).norm(dim=1).max()
         eps = torch.finfo(self.screening).eps
-        return of_features + (1 + eps) * of_centres + eps / 2 * similarity.abs() + features.shape[1] * 2**-23
+        of_inputs = self.rounding_of_features[rows, None] + (1 + eps) * self.rounding_of_centres  # (rows, 1)
+        return of_inputs + eps / 2 * similarity.abs() + self.features.shape[1] * 2**-23
+
+
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def whole_steps(rows: Tensor) -> Tensor:
+    """The rows, the last repeated up to a multiple of ROW_STEP: BLAS keeps code, and memory, for every shape it saw."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % ROW_STEP)])
 
 
 def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
