@@ -65,8 +65,9 @@ class NearestPrototypes:
         if self.screened_since_grouping > 2 * len(self.features):  # new groups are not dearer than what old ones cost
             self._group_by_speed()
             unsettled = torch.arange(len(self.features))
-        if len(unsettled):
-            self._prepare_screening()
+        if not len(unsettled):
+            return nearest, similarity
+        self._prepare_screening()
         for rows in whole_steps(unsettled).split(self._rows_at_a_time()):
             nearest[rows], similarity[rows] = self._screen(rows)
         return nearest, similarity

@@ -122,7 +122,8 @@ def unit_rows(features: np.ndarray | Tensor, device: torch.device, which: slice 
     unit = torch.empty((last - first, features.shape[1]), device=device)
     for start in range(0, len(unit), ROWS_AT_A_TIME):
         rows = unit[start : start + ROWS_AT_A_TIME]
-        rows.copy_(torch.as_tensor(np.array(features[first + start : first + start + len(rows)], dtype=np.float32)))
+        source = features[first + start : first + start + len(rows)]
+        rows.copy_(source if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
         norms = rows.norm(dim=1, keepdim=True)
         bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
         if bad.any():
