@@ -32,15 +32,20 @@ def log_repulsion(centres: Tensor, tau: float, sharding: Sharding | None = None)
     sharding = sharding or Sharding(k)
     log_s, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
     mine = sharding.part(k)
-    for start in range(mine.start, mine.stop, max(1, CHUNK_ELEMENTS // k)):
-        j = slice(start, min(start + max(1, CHUNK_ELEMENTS // k), mine.stop))
-        # The largest term is l = j, exp(1 / tau): with it taken out of the sum, nothing overflows.
-        terms = (centres[j] @ centres.T).sub_(1).div_(tau).exp_()  # (chunk, d) x (d, k) -> (chunk, k)
-        total = terms.sum(dim=1)  # (chunk,)
-        log_s[j] = total.log() + 1 / tau
-        pushed_from[j] = terms @ centres / total[:, None]  # (chunk, k) x (k, d) -> (chunk, d)
+    chunk = max(1, CHUNK_ELEMENTS // k)
+    for start in range(mine.start, mine.stop, chunk):
+        j = slice(start, min(start + chunk, mine.stop))
+        log_s[j], pushed_from[j] = repulsion_of(centres[j], centres, tau)
     sharding.sum(log_s, pushed_from)
     return log_s, pushed_from
+
+
+def repulsion_of(some: Tensor, centres: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """log S_j (m,) and sum_l p_lj c_l (m, d) for some m of the prototypes."""
+    # The largest term is l = j, exp(1 / tau): with it taken out of the sum, nothing overflows.
+    terms = (some @ centres.T).sub_(1).div_(tau).exp_()  # (m, d) x (d, k) -> (m, k)
+    total = terms.sum(dim=1)  # (m,)
+    return total.log() + 1 / tau, terms @ centres / total[:, None]  # (m,), (m, k) x (k, d) -> (m, d)
 
 
 def loss_and_gradient(

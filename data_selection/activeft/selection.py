@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activeft.assignment import NearestPrototypes
+from activeft.estimate import in_words, memory_bytes, seconds_at_most
 from activeft.initialisation import farthest_points, random_samples, rows_of_pool
 from activeft.matching import match_prototypes
 from activeft.objective import gradient_through_normalisation, loss_and_gradient
@@ -59,7 +60,7 @@ def select(
         seed: of the initial samples and of the batches.
         processes: this process among those that share the work, each with its own rows of the pool; every one of them
             calls this function and gets the same result. None is this process alone, on `device`.
-        progress: show a bar with the loss.
+        progress: say what it will cost, and show a bar with the loss.
     Raises:
         InputError: a budget outside 1..n, or a row that is zero or not finite.
     """
@@ -68,6 +69,14 @@ def select(
     n = sharding.n
     if not 1 <= budget <= n:
         raise InputError(f"a budget of {budget} samples does not fit a pool of {n}: it must be from 1 to {n}")
+    whole_pool = batch_size is None or batch_size >= n
+    batch_rows = len(range(n)[sharding.rows]) if whole_pool else -(-batch_size // sharding.world_size)
+    if progress and processes.is_main:
+        needed = memory_bytes(len(range(n)[sharding.rows]), batch_rows, features.shape[-1], budget)
+        print(
+            f"{n} x {features.shape[-1]} features, {budget} to choose: about {needed / 1e9:.2f} GB of memory",
+            flush=True,
+        )
     pool = sharding.together(lambda: unit_rows(features, processes.device, sharding.rows))  # (n, d), or a part of it
     if init == "random":
         start = random_samples(n, budget, seed)
@@ -79,8 +88,11 @@ def select(
     if scheduler == "cosine":
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=COSINE_MIN_LR)
     draws = np.random.default_rng(seed)  # all processes draw the same
-    whole_pool = batch_size is None or batch_size >= n
     batch, nearest_prototypes = pool, NearestPrototypes(pool, chunk)
+
+    if progress and processes.is_main:
+        each, total = seconds_at_most(pool, theta.detach(), temperature, batch_rows, max_iter, sharding.world_size)
+        print(f"at most {in_words(total)} on {pool.device}, {in_words(each)} an iteration", flush=True)
 
     losses = torch.zeros(max_iter, device=pool.device)
     bar = tqdm(range(max_iter), desc="optimising prototypes", unit="it", disable=not (progress and processes.is_main))
