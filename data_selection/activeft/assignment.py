@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from activeft.top import top_of_groups
+
 CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its cache
 GPU_CHUNK_ELEMENTS = 1 << 26
 CANDIDATES = 4
@@ -125,11 +127,7 @@ class NearestPrototypes:
         groups[:, : len(self.order)] = F.linear(rough_features, self.rough_centres)  # (rows, d) x (d, k) -> (rows, k)
         groups = groups.view(len(rows), len(self.travelled), self.group_size)
 
-        # The best of all are among the best of the groups that hold the best.
-        best_groups = groups.amax(dim=2).topk(CANDIDATES, dim=1).indices  # (rows, CANDIDATES)
-        members = groups.gather(1, best_groups[:, :, None].expand(-1, -1, self.group_size)).flatten(1)
-        best = members.topk(CANDIDATES, dim=1).indices  # (rows, CANDIDATES)
-        positions = best_groups.gather(1, best // self.group_size) * self.group_size + best % self.group_size
+        _, positions = top_of_groups(groups, CANDIDATES)  # (rows, CANDIDATES)
         self.candidates[rows] = self.order[positions].int()
 
         groups.flatten(1).scatter_(1, positions, BELOW_ANY_COSINE)

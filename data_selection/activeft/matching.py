@@ -1,13 +1,16 @@
 """From prototypes back to images: each prototype takes the pool sample most similar to it."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from activeft.sharding import Sharding
+from activeft.top import top_of_groups
 
 PROTOTYPES_AT_A_TIME = 512
 CHUNK_ELEMENTS = 1 << 23  # similarities held at once
 CANDIDATES = 8
+GROUP = 64  # samples whose best is found before any are ranked
 
 
 def match_prototypes(
@@ -58,12 +61,15 @@ def most_similar_free(features: Tensor, centres: Tensor, taken: Tensor, m: int) 
     k, n = len(centres), len(features)
     best = torch.full((k, m), -torch.inf, device=centres.device)
     best_rows = torch.zeros((k, m), dtype=torch.int64, device=centres.device)
-    chunk = max(m, CHUNK_ELEMENTS // k)
+    chunk = max(GROUP, CHUNK_ELEMENTS // k // GROUP * GROUP)
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
         similarity = centres @ features[rows].T  # (k, d) x (d, chunk) -> (k, chunk)
         similarity.masked_fill_(taken[rows], -torch.inf)
-        top = similarity.topk(min(m, similarity.shape[1]), dim=1)
-        best, order = torch.cat([best, top.values], dim=1).topk(m, dim=1)
-        best_rows = torch.cat([best_rows, top.indices + start], dim=1).gather(1, order)
+        # Padded to whole groups, of which there are at least m.
+        missing = max(m * GROUP, -(-similarity.shape[1] // GROUP) * GROUP) - similarity.shape[1]
+        groups = F.pad(similarity, (0, missing), value=-torch.inf).view(k, -1, GROUP)
+        values, positions = top_of_groups(groups, m)
+        best, order = torch.cat([best, values], dim=1).topk(m, dim=1)
+        best_rows = torch.cat([best_rows, positions + start], dim=1).gather(1, order)
     return best, best_rows
