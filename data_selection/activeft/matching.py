@@ -8,7 +8,7 @@ from activeft.sharding import Sharding
 from activeft.top import top_of_groups
 
 PROTOTYPES_AT_A_TIME = 512
-CHUNK_ELEMENTS = 1 << 23  # similarities held at once
+CHUNK_ELEMENTS = 1 << 21  # similarities held at once
 CANDIDATES = 8
 GROUP = 64  # samples whose best is found before any are ranked
 
