@@ -79,10 +79,14 @@ def test_two_processes_choose_every_golden_subset_and_draw_the_batches_of_one(fe
     arguments = [(script, [str(option) for option in options]) for script, options in runs]
     program.write_text(f"""if True:
         import sys
+        from contextlib import nullcontext
         sys.path.insert(0, {str(SCRIPTS)!r})
         import ActiveFT_CIFAR, ActiveFT_ImageNet
-        for script, options in {arguments!r}:
-            sys.modules[script].main([*options, "--device", "cpu", "--output_dir", {str(output)!r}])
+        from activeft import command
+        with command.launched("cpu") as processes:  # they meet once, for all runs
+            command.launched = lambda device: nullcontext(processes)
+            for script, options in {arguments!r}:
+                sys.modules[script].main([*options, "--output_dir", {str(output)!r}])
     """)
     done = two_processes(str(program))
     assert done.returncode == 0, done.stderr
