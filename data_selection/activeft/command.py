@@ -7,6 +7,7 @@ from pathlib import Path
 from activeft.selection import select
 from common.command_line import ArgumentParser, InputError, number
 from common.output_files import make_output_dir, write_json
+from common.processes import Processes, launched
 from feature_file import read_features, read_image_paths
 
 PUBLISHED_BATCH_SIZE = 100_000  # of the ImageNet script
@@ -103,7 +104,15 @@ def write_subset(args: argparse.Namespace, indices: list[int], filename: str, n:
 
 
 def choose(args: argparse.Namespace) -> Path:
-    """Run the selection that the options describe. Returns the path of the JSON of chosen indices."""
+    """Run the selection that the options describe, alone or among the processes of torchrun.
+
+    Returns: the path of the JSON of chosen indices.
+    """
+    with launched(args.device) as processes:
+        return _choose(args, processes)
+
+
+def _choose(args: argparse.Namespace, processes: Processes) -> Path:
     features, _ = read_features(args.feature_path)
     n = len(features)
     budget = budget_of(n, args.percent)
@@ -123,8 +132,11 @@ def choose(args: argparse.Namespace) -> Path:
         batch_size=args.batch_size,
         chunk=args.slice,
         seed=args.seed,
-        device=args.device,
+        processes=processes,
         progress=True,
     )
+    path = Path(args.output_dir) / (args.filename or subset_filename(args, budget))
+    if not processes.is_main:
+        return path
     print(f"loss {result.losses[0]:.6f} at the start, {result.losses[-1]:.6f} at iteration {args.max_iter}")
-    return write_subset(args, result.indices, args.filename or subset_filename(args, budget), n)
+    return write_subset(args, result.indices, path.name, n)

@@ -8,6 +8,8 @@ With unit features f_i (n, d), unit prototypes c_j (k, d), temperature tau and b
 
 The self term l = j, and the mean over samples rather than prototypes, are the published code's; the paper's text leaves
 the first out. (departure) All of it is in log space: exp(1 / tau) overflows float32 below tau = 0.0113.
+
+Memory is O(n + k d) and a chunk of the similarities between prototypes.
 """
 
 import math
@@ -16,42 +18,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from activeft.sharding import Sharding
 
-def log_repulsion(centres: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+CHUNK_ELEMENTS = 1 << 22  # similarities held at once
+
+
+def log_repulsion(centres: Tensor, tau: float, sharding: Sharding | None = None) -> tuple[Tensor, Tensor]:
     """log S_j (k,), and what j is pushed away from, sum_l p_lj c_l with p the softmax of c c^T / tau over l (k, d).
 
-    The latter is tau * d log S_j / d c_j.
+    The latter is tau * d log S_j / d c_j. Several processes divide the j among them.
     """
-    logits = centres @ centres.T / tau  # (k, d) x (d, k) -> (k, k)
-    return logits.logsumexp(dim=1), logits.softmax(dim=1) @ centres  # (k,), (k, k) x (k, d) -> (k, d)
+    k = len(centres)
+    sharding = sharding or Sharding(k)
+    log_s, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
+    mine = sharding.part(k)
+    chunk = max(1, CHUNK_ELEMENTS // k)
+    for start in range(mine.start, mine.stop, chunk):
+        j = slice(start, min(start + chunk, mine.stop))
+        log_s[j], pushed_from[j] = repulsion_of(centres[j], centres, tau)
+    sharding.sum(log_s, pushed_from)
+    return log_s, pushed_from
+
+
+def repulsion_of(some: Tensor, centres: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """log S_j (m,) and sum_l p_lj c_l (m, d) for some m of the prototypes."""
+    # The largest term is l = j, exp(1 / tau): with it taken out of the sum, nothing overflows.
+    terms = (some @ centres.T).sub_(1).div_(tau).exp_()  # (m, d) x (d, k) -> (m, k)
+    total = terms.sum(dim=1)  # (m,)
+    return total.log() + 1 / tau, terms @ centres / total[:, None]  # (m,), (m, k) x (k, d) -> (m, d)
 
 
 def loss_and_gradient(
-    features: Tensor, nearest: Tensor, similarity: Tensor, centres: Tensor, tau: float, balance: float
+    features: Tensor,
+    nearest: Tensor,
+    similarity: Tensor,
+    centres: Tensor,
+    tau: float,
+    balance: float,
+    sharding: Sharding | None = None,
 ) -> tuple[Tensor, Tensor]:
     """J and dJ/dc in closed form; the argmax makes the gradient a sum over each prototype's own samples.
 
     With w_i = lambda S_{a_i} / (exp(s_i) + lambda S_{a_i}), the weight of sample i:
 
-        dJ/dc_j = 1/(n tau) [ - sum_{i: a_i = j} w_i f_i  +  (sum_{i: a_i = j} w_i) sum_l p_lj c_l ]
+        dJ/dc_j = 1/(n tau) * [ - sum_{i: a_i = j} w_i f_i  +  (sum_{i: a_i = j} w_i) * sum_l p_lj c_l ]
 
     Args:
-        features: unit rows f_i (n, d).
+        features: unit rows f_i (n, d); of several processes, each gives its own.
         nearest: a_i (n,).
         similarity: f_i . c_{a_i} (n,).
         centres: unit rows c_j (k, d).
     Returns:
-        J (scalar) and dJ/dc (k, d).
+        J (scalar) and dJ/dc (k, d), the same in all processes.
     """
-    n, k = len(features), len(centres)
-    log_s, pushed_from = log_repulsion(centres, tau)
+    sharding = sharding or Sharding(len(features))
+    log_s, pushed_from = log_repulsion(centres, tau, sharding)
     margin = (math.log(balance) if balance else -math.inf) + log_s[nearest] - similarity / tau  # (n,)
-    loss = F.softplus(margin).mean()
+    loss = F.softplus(margin).sum()
     weight = margin.sigmoid()  # (n,)
 
-    attraction = torch.zeros_like(centres).index_add_(0, nearest, features * weight[:, None])  # (k, d)
-    total_weight = torch.zeros(k, device=centres.device).index_add_(0, nearest, weight)  # (k,)
-    return loss, (total_weight[:, None] * pushed_from - attraction) / (n * tau)
+    attraction = weighted_sums(features, weight, nearest, len(centres))  # (k, d)
+    total_weight = torch.zeros_like(log_s).index_add_(0, nearest, weight)  # (k,)
+    n = torch.full_like(loss, len(features))
+    sharding.sum(loss, n, attraction, total_weight)
+    return loss / n, (total_weight[:, None] * pushed_from - attraction) / (n * tau)
+
+
+def weighted_sums(features: Tensor, weight: Tensor, nearest: Tensor, k: int) -> Tensor:
+    """sum_{i: a_i = j} w_i f_i for every j (k, d), read straight from the pool's rows: no w_i f_i is stored."""
+    by_prototype = nearest.argsort(stable=True)  # (n,)
+    starts = F.pad(torch.bincount(nearest, minlength=k).cumsum(0), (1, -1))  # (k,)
+    return F.embedding_bag(by_prototype, features, starts, mode="sum", per_sample_weights=weight[by_prototype])
 
 
 def gradient_through_normalisation(gradient: Tensor, centres: Tensor, norms: Tensor) -> Tensor:

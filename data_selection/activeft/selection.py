@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.assignment import nearest_prototypes
-from activeft.initialisation import farthest_points, random_samples
+from activeft.assignment import NearestPrototypes
+from activeft.estimate import in_words, memory_bytes, seconds_at_most
+from activeft.initialisation import farthest_points, random_samples, rows_of_pool
 from activeft.matching import match_prototypes
 from activeft.objective import gradient_through_normalisation, loss_and_gradient
+from activeft.sharding import Sharding
 from common.command_line import InputError, pick_device
+from common.processes import Processes
 
-ROWS_AT_A_TIME = 65536
+ROWS_AT_A_TIME = 8192
 COSINE_MIN_LR = 1e-6
 
 
@@ -41,6 +44,7 @@ def select(
     chunk: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    processes: Processes | None = None,
     progress: bool = False,
 ) -> Selection:
     """Choose `budget` samples of a pool to label (ActiveFT, algorithm 1).
@@ -54,33 +58,54 @@ def select(
         batch_size: pool samples drawn without replacement for each iteration; None, or n and more, is the whole pool.
         chunk: rows per matrix product, to bound memory; it does not change the result.
         seed: of the initial samples and of the batches.
-        progress: show a bar with the loss.
+        processes: this process among those that share the work, each with its own rows of the pool; every one of them
+            calls this function and gets the same result. None is this process alone, on `device`.
+        progress: say what it will cost, and show a bar with the loss.
     Raises:
         InputError: a budget outside 1..n, or a row that is zero or not finite.
     """
-    pool = unit_rows(features, pick_device(device))
-    n = len(pool)
+    processes = processes or Processes(pick_device(device))
+    sharding = Sharding(len(features), processes.rank, processes.world_size)
+    n = sharding.n
     if not 1 <= budget <= n:
         raise InputError(f"a budget of {budget} samples does not fit a pool of {n}: it must be from 1 to {n}")
-    start = random_samples(n, budget, seed) if init == "random" else farthest_points(pool, budget, seed, distance)
-    theta = pool[start].clone().requires_grad_()  # (k, d)
+    whole_pool = batch_size is None or batch_size >= n
+    batch_rows = len(range(n)[sharding.rows]) if whole_pool else -(-batch_size // sharding.world_size)
+    if progress and processes.is_main:
+        needed = memory_bytes(len(range(n)[sharding.rows]), batch_rows, features.shape[-1], budget)
+        print(
+            f"{n} x {features.shape[-1]} features, {budget} to choose: about {needed / 1e9:.2f} GB of memory",
+            flush=True,
+        )
+    pool = sharding.together(lambda: unit_rows(features, processes.device, sharding.rows))  # (n, d), or a part of it
+    if init == "random":
+        start = random_samples(n, budget, seed)
+    else:
+        start = farthest_points(pool, budget, seed, distance, sharding)
+    theta = rows_of_pool(pool, start, sharding).requires_grad_()  # (k, d)
     optimizer = torch.optim.Adam([theta], lr=lr)
     schedule = None
     if scheduler == "cosine":
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=COSINE_MIN_LR)
-    draws = np.random.default_rng(seed)
+    draws = np.random.default_rng(seed)  # all processes draw the same
+    batch, nearest_prototypes = pool, NearestPrototypes(pool, chunk)
+
+    if progress and processes.is_main:
+        each, total = seconds_at_most(pool, theta.detach(), temperature, batch_rows, max_iter, sharding.world_size)
+        print(f"at most {in_words(total)} on {pool.device}, {in_words(each)} an iteration", flush=True)
 
     losses = torch.zeros(max_iter, device=pool.device)
-    bar = tqdm(range(max_iter), desc="optimising prototypes", unit="it", disable=not progress)
+    bar = tqdm(range(max_iter), desc="optimising prototypes", unit="it", disable=not (progress and processes.is_main))
     for iteration in bar:
-        batch = pool
-        if batch_size is not None and batch_size < n:
-            rows = np.sort(draws.choice(n, batch_size, replace=False, shuffle=False))
-            batch = pool[torch.from_numpy(rows).to(pool.device)]
+        if not whole_pool:
+            batch = pool[drawn_rows(draws, batch_size, sharding).to(pool.device)]
+            nearest_prototypes = NearestPrototypes(batch, chunk)
         norms = theta.detach().norm(dim=1, keepdim=True)
         centres = theta.detach() / norms
-        nearest, similarity = nearest_prototypes(batch, centres, chunk)
-        losses[iteration], gradient = loss_and_gradient(batch, nearest, similarity, centres, temperature, balance)
+        nearest, similarity = nearest_prototypes(centres)
+        losses[iteration], gradient = loss_and_gradient(
+            batch, nearest, similarity, centres, temperature, balance, sharding
+        )
         theta.grad = gradient_through_normalisation(gradient, centres, norms)
         optimizer.step()
         if schedule:
@@ -88,21 +113,35 @@ def select(
         if progress and (iteration % 10 == 0 or iteration == max_iter - 1):
             bar.set_postfix(loss=f"{losses[iteration]:.4f}")
     prototypes = torch.nn.functional.normalize(theta.detach(), dim=1)
-    return Selection(sorted(match_prototypes(pool, prototypes)), prototypes, losses.tolist())
+    return Selection(sorted(match_prototypes(pool, prototypes, sharding)), prototypes, losses.tolist())
 
 
-def unit_rows(features: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """L2-normalised float32 rows (n, d) on the device. Raises InputError for a row that is zero or not finite."""
+def drawn_rows(draws: np.random.Generator, batch_size: int, sharding: Sharding) -> Tensor:
+    """Draw a batch of the pool without replacement. Returns: those of its rows that this process holds, ascending."""
+    drawn = np.sort(draws.choice(sharding.n, batch_size, replace=False, shuffle=False))
+    first, last = np.searchsorted(drawn, (sharding.rows.start, sharding.rows.stop))
+    return torch.from_numpy(drawn[first:last] - sharding.rows.start)
+
+
+def unit_rows(features: np.ndarray | Tensor, device: torch.device, which: slice = slice(None)) -> Tensor:
+    """L2-normalised float32 rows (n, d), or some of them, on the device; a memory-mapped array is read piece by piece.
+
+    Raises InputError for a row that is zero or not finite.
+    """
     if features.ndim != 2:
         raise InputError(f"features have shape {tuple(features.shape)}, not (n, d)")
-    unit = torch.empty(tuple(features.shape), device=device)
-    for start in range(0, len(features), ROWS_AT_A_TIME):
-        rows = torch.as_tensor(np.array(features[start : start + ROWS_AT_A_TIME], dtype=np.float32), device=device)
+    first, last, _ = which.indices(len(features))
+    unit = torch.empty((last - first, features.shape[1]), device=device)
+    for start in range(0, len(unit), ROWS_AT_A_TIME):
+        rows = unit[start : start + ROWS_AT_A_TIME]
+        source = features[first + start : first + start + len(rows)]
+        rows.copy_(source if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
         norms = rows.norm(dim=1, keepdim=True)
         bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
         if bad.any():
             row = int(bad.int().argmax())
             what = "all zero" if norms[row] == 0 else "not finite"
-            raise InputError(f"row {start + row} of the features is {what}: extract that image again, or leave it out")
-        unit[start : start + len(rows)] = rows / norms
+            row += first + start
+            raise InputError(f"row {row} of the features is {what}: extract that image again, or leave it out")
+        rows.div_(norms)
     return unit

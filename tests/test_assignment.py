@@ -1,0 +1,91 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from activeft.assignment import NearestPrototypes, listed_similarities, nearest_of_all
+
+SCREENINGS = [torch.float32, torch.bfloat16]
+
+
+def clustered(n: int, d: int, clusters: int = 30, spread: float = 0.7, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(clusters, d, generator=generator)
+    which = torch.randint(clusters, (n,), generator=generator)
+    return F.normalize(centres[which] + spread * torch.randn(n, d, generator=generator), dim=1)
+
+
+def assert_nearest(
+    features: torch.Tensor, centres: torch.Tensor, nearest: torch.Tensor, similarity: torch.Tensor
+) -> None:
+    exact = features.double() @ centres.double().T
+    torch.testing.assert_close(similarity.double(), exact.amax(dim=1), atol=2e-6, rtol=0)
+    torch.testing.assert_close(exact.gather(1, nearest[:, None]).squeeze(1), exact.amax(dim=1), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("screening", SCREENINGS)
+@pytest.mark.parametrize("step", [0.0, 0.01, 0.3])
+def test_nearest_is_exact_while_prototypes_move(screening, step):
+    features = clustered(3000, 48)
+    centres = clustered(200, 48, seed=1)
+    nearest_prototypes = NearestPrototypes(features, screening=screening)
+    for call in range(8):
+        assert_nearest(features, centres, *nearest_prototypes(centres))
+        speed = torch.logspace(-2, 0, 200)[:, None]  # a few prototypes are much faster than others
+        centres = F.normalize(centres + step * speed * F.normalize(clustered(200, 48, seed=call), dim=1), dim=1)
+
+
+@pytest.mark.parametrize("screening", SCREENINGS)
+def test_nearest_is_exact_after_prototypes_are_regrouped(screening):
+    features, centres = clustered(500, 16), clustered(150, 16, seed=1)
+    nearest_prototypes = NearestPrototypes(features, screening=screening)
+    first_order = None
+    for call in range(6):
+        assert_nearest(features, centres, *nearest_prototypes(centres))
+        first_order = nearest_prototypes.order if first_order is None else first_order
+        centres = clustered(150, 16, seed=2 + call)
+    assert not torch.equal(nearest_prototypes.order, first_order)
+
+
+@pytest.mark.parametrize("screening", SCREENINGS)
+def test_nearest_is_exact_when_prototypes_are_too_close_for_bfloat16(screening):
+    base = clustered(1, 64)
+    centres = F.normalize(base + 1e-4 * torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = clustered(400, 64)
+    assert_nearest(features, centres, *NearestPrototypes(features, screening=screening)(centres))
+
+
+@pytest.mark.parametrize("k", [1, 128, 129, 145, 161, 1000])
+def test_nearest_is_exact_for_any_number_of_prototypes(k):
+    features, centres = clustered(300, 24), clustered(k, 24, seed=1)
+    for screening in SCREENINGS:
+        assert_nearest(features, centres, *NearestPrototypes(features, screening=screening)(centres))
+
+
+def test_nearest_is_exact_when_all_similarities_are_negative():
+    features = F.normalize(torch.rand(100, 8, generator=torch.Generator().manual_seed(0)) + 0.5, dim=1)
+    centres = -clustered(150, 8).abs()
+    nearest_prototypes = NearestPrototypes(features, screening=torch.bfloat16)
+    assert_nearest(features, centres, *nearest_prototypes(centres))
+
+
+def test_chunk_does_not_change_the_result():
+    features, centres = clustered(1000, 32), clustered(200, 32, seed=1)
+    whole = NearestPrototypes(features)(centres)
+    for chunk in (1, 7, 256, 5000):
+        nearest, similarity = NearestPrototypes(features, chunk)(centres)
+        assert torch.equal(nearest, whole[0])
+        torch.testing.assert_close(similarity, whole[1])
+        assert torch.equal(nearest_of_all(features, centres, chunk)[0], whole[0])
+
+
+def test_no_samples_give_no_assignment():
+    nearest, similarity = NearestPrototypes(torch.empty(0, 16))(clustered(200, 16))
+    assert nearest.shape == similarity.shape == (0,)
+
+
+def test_listed_similarities_are_the_listed_entries_of_the_product():
+    features, centres = clustered(50, 20), clustered(30, 20, seed=1)
+    listed = torch.randint(30, (50, 4), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    torch.testing.assert_close(
+        listed_similarities(features, centres, listed), (features @ centres.T).gather(1, listed.long())
+    )

@@ -1,0 +1,181 @@
+"""The selection scripts against the published implementation's results, kept in golden_subsets.json."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dense_reference import dense_select
+
+from activeft import select
+from activeft.command import budget_of
+from activeft.selection import drawn_rows
+from activeft.sharding import Sharding
+from common.command_line import InputError
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
+SCRIPTS = Path(__file__).resolve().parents[1] / "data_selection" / "sample_tools"
+
+
+def mixture() -> np.ndarray:
+    """(1000, 32 + label), the pool of the golden subsets."""
+    random = np.random.RandomState(0)
+    centres = random.randn(20, 32)
+    labels = random.randint(20, size=1000)
+    return np.column_stack([centres[labels] + 0.5 * random.randn(1000, 32), labels]).astype(np.float32)
+
+
+@pytest.fixture
+def feature_path(tmp_path: Path) -> Path:
+    np.save(tmp_path / "mixture_train.npy", mixture())
+    return tmp_path / "mixture_train.npy"
+
+
+def run_main(script: str, *options: object) -> Path:
+    return importlib.import_module(script).main([str(option) for option in options])
+
+
+def two_processes(script: str, *options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    return subprocess.run(
+        [*command, *map(str, options)],
+        cwd=SCRIPTS,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["name"] for case in GOLDEN])
+def test_scripts_choose_the_published_subset(case, feature_path, capsys):
+    path = run_main(case["script"], "--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"])
+    assert json.loads(path.read_text()) == case["ids"]
+    printed = float(capsys.readouterr().out.split(" at iteration")[0].rsplit(maxsplit=1)[1])
+    assert printed == pytest.approx(case["final_loss"], rel=1e-4)
+
+
+def test_two_processes_of_torchrun_choose_the_same_subset(feature_path):
+    output = feature_path.parent / "two"
+    options = ["--feature_path", feature_path, "--output_dir", output, *GOLDEN[0]["args"]]
+    done = two_processes("ActiveFT_CIFAR.py", *options)
+    assert done.returncode == 0, done.stderr
+    (path,) = output.glob("*.json")
+    assert json.loads(path.read_text()) == GOLDEN[0]["ids"]
+
+
+def test_two_processes_choose_every_golden_subset_and_draw_the_batches_of_one(feature_path):
+    output = feature_path.parent / "two"
+    runs = [(case["script"], ["--feature_path", feature_path, *case["args"]]) for case in GOLDEN]
+    batches = ["--feature_path", feature_path, "--percent", 15, "--batch_size", 300, "--max_iter", 10]
+    runs.append(("ActiveFT_ImageNet", batches))
+    program = feature_path.with_name("runs.py")
+    arguments = [(script, [str(option) for option in options]) for script, options in runs]
+    program.write_text(f"""if True:
+        import sys
+        from contextlib import nullcontext
+        sys.path.insert(0, {str(SCRIPTS)!r})
+        import ActiveFT_CIFAR, ActiveFT_ImageNet
+        from activeft import command
+        with command.launched("cpu") as processes:  # they meet once, for all runs
+            command.launched = lambda device: nullcontext(processes)
+            for script, options in {arguments!r}:
+                sys.modules[script].main([*options, "--output_dir", {str(output)!r}])
+    """)
+    done = two_processes(str(program))
+    assert done.returncode == 0, done.stderr
+    alone = run_main("ActiveFT_ImageNet", *batches, "--output_dir", feature_path.parent)
+    expected = sorted([*(case["ids"] for case in GOLDEN), json.loads(alone.read_text())])
+    assert sorted(json.loads(path.read_text()) for path in output.glob("*.json")) == expected
+
+
+def test_a_bad_row_of_one_process_ends_both(feature_path):
+    table = mixture()
+    table[900, 3] = np.nan
+    np.save(feature_path, table)
+    done = two_processes("ActiveFT_CIFAR.py", "--feature_path", feature_path, "--output_dir", feature_path.parent)
+    assert done.returncode != 0
+    assert "error: row 900 of the features is not finite" in done.stderr
+
+
+def test_processes_hold_the_drawn_rows_between_them():
+    parts = [drawn_rows(np.random.default_rng(0), 50, Sharding(1003, rank, 4)) for rank in range(4)]
+    starts = [Sharding(1003, rank, 4).rows.start for rank in range(4)]
+    together = torch.cat([part + start for part, start in zip(parts, starts, strict=True)])
+    assert torch.equal(together, drawn_rows(np.random.default_rng(0), 50, Sharding(1003)))
+    assert len(together.unique()) == 50
+
+
+def test_a_larger_pool_gives_the_loss_of_the_dense_reference():
+    features = torch.from_numpy(np.random.RandomState(1).randn(2000, 24).astype(np.float32))
+    indices, losses = dense_select(features, 150, max_iter=40)  # more than FEW_PROTOTYPES: bounds and screening
+    ours = select(features, 150, max_iter=40, device="cpu")
+    assert ours.losses == pytest.approx(losses, rel=1e-5)
+    assert len(set(ours.indices) & set(indices)) >= 0.98 * 150
+    assert ours.indices == sorted(set(ours.indices))
+
+
+def test_slice_and_float16_features_change_only_rounding(feature_path):
+    features = mixture()[:, :-1]
+    whole = select(features, 140, max_iter=5, device="cpu")
+    assert select(features, 140, max_iter=5, chunk=7, device="cpu").indices == whole.indices
+    half = select(features.astype(np.float16), 140, max_iter=5, device="cpu")
+    assert half.losses == pytest.approx(whole.losses, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "percent", "k"), [(50000, "2.3", 1150), (50000, "2", 1000), (1281167, "1", 12811), (100, "100", 100)]
+)
+def test_budget_is_rounded_down_without_float_error(n, percent, k):
+    assert budget_of(n, Fraction(percent)) == k
+
+
+def test_budget_below_one_sample_is_an_error():
+    with pytest.raises(InputError, match="less than one"):
+        budget_of(10, Fraction("1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "_temp_0.07_lr_0.001000_scheduler_none_iter_1_sampleNum_20.json"),
+        (["--balance", 0.5], "_temp_0.07_lr_0.001000_scheduler_none_br_0.50_iter_1_sampleNum_20.json"),
+        (["--seed", 3], "_temp_0.07_lr_0.001000_scheduler_none_iter_1_sampleNum_20_seed_3.json"),
+        (["--init", "fps"], "_temp_0.07_lr_0.001000_scheduler_none_iter_1_sampleNum_20_init_fps.json"),
+        (["--temperature", 0.075], "_temp_0.07_lr_0.001000_scheduler_none_iter_1_sampleNum_20_temp_0.075.json"),
+    ],
+)
+def test_file_name_is_the_published_one_and_says_what_it_left_out(options, name, feature_path):
+    options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, "--max_iter", 1, *options]
+    assert run_main("ActiveFT_CIFAR", *options).name == f"mixture_train_ActiveFT_euclidean{name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table[0], "shape"),
+        (lambda table: table.astype(np.int64), "int64"),
+        (lambda table: np.where(np.arange(1000)[:, None] == 7, 0, table), "row 7 of the features is all zero"),
+        (lambda table: np.where(np.arange(33) == 5, np.inf, table), "row 0 of the features is not finite"),
+        (lambda table: np.where(np.arange(33) == 32, np.nan, table), "label"),
+    ],
+)
+def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
+    np.save(feature_path, change(mixture()))
+    with pytest.raises(InputError, match=message):
+        run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--percent", 0], ["--percent", "x"], ["--temperature", 0], ["--max_iter", 0], ["--init", "no"], ["--lr", "nan"]],
+)
+def test_bad_options_give_one_clear_error(options, feature_path):
+    with pytest.raises(InputError, match=options[0]):
+        run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, *options)
