@@ -68,7 +68,7 @@ def finetune(subset: Path, seed: int) -> float:
         "deit",
         f"main.py --data-set IMNETSUBSET --data-path ../demo/output/digits --subset_ids ../demo/output/{subset.name} "
         f"--model vit_tiny_patch16_224 --model-kwargs {MODEL_KWARGS} --resume ../demo/digits_vit.pth "
-        f"--epochs {EPOCHS} --eval_interval {EPOCHS} --batch-size 32 --lr 0.1 --clip-grad 2.0 --seed {seed} "
+        f"--epochs {EPOCHS} --eval_interval {EPOCHS} --total-batch-size 32 --lr 0.5 --clip-grad 2.0 --seed {seed} "
         f"--num_workers 0 --output_dir ../demo/output/finetuned/{subset.stem}",
     )
     summary = json.loads((OUTPUT / "finetuned" / subset.stem / "summary.json").read_text())
