@@ -32,7 +32,7 @@ def probe(
     """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
 
     linear: logistic regression on standardised features. knn: 20 nearest neighbours, weighted with
-    exp(cosine / 0.07), DINO's readout (Caron et al., 2021).
+    exp(cosine / 0.07), DINO's readout (Caron et al., 2021), but never more than a class has images on average.
     Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
     """
     if processes.world_size > 1:
@@ -45,7 +45,8 @@ def probe(
         readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     else:
         weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
-        readout = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", weights=weights)
+        a_class = max(1, len(labels) // len(data.classes))
+        readout = KNeighborsClassifier(min(NEIGHBOURS, a_class), metric="cosine", weights=weights)
     probabilities = readout.fit(train, labels).predict_proba(val)  # (n, classes in the subset)
     ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
     hits = ranked == val_labels[:, None]

@@ -8,7 +8,7 @@ The weights in digits_vit.pth come from this run, here on the pool in output/dig
 
     OMP_NUM_THREADS=1 python pretrain_vit.py --pool output/digits
 
-    5-NN accuracy on val, L2-normalised [CLS] features: 98.33%
+    5-NN accuracy on val, L2-normalised [CLS] features: 97.78%
 
 It took 6 min 52 s with torch 2.15.0 and timm 1.0.31 on one of the 2 cores of an x86 server CPU (other work was running
 on the machine). Training reads no labels; the printed accuracy does. The augmentations were settled by comparing a few
@@ -113,6 +113,21 @@ def pretrain(vit: nn.Module, images: Tensor, epochs: int, batch_size: int, lr: f
 
 
 @torch.no_grad()
+def standardise(vit: nn.Module, images: Tensor) -> None:
+    """Gives the features zero mean and unit variance over the images, by way of the final norm's weight and bias.
+
+    The projection head's batch norm made the loss blind to a constant that all features share, so it grew until all
+    cosines were near 1. Selection and finetuning look at the features without that batch norm.
+    """
+    vit.eval()
+    features = cls_features(vit, images)
+    mean, std = features.mean(dim=0), features.std(dim=0)
+    vit.norm.weight /= std
+    vit.norm.bias -= mean
+    vit.norm.bias /= std
+
+
+@torch.no_grad()
 def knn_accuracy(vit: nn.Module, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int = 5) -> float:
     """Plain k-nearest-neighbour accuracy (majority vote) on L2-normalised [CLS] features."""
     vit.eval()
@@ -136,6 +151,7 @@ def main() -> None:
     train, val = load_images(args.pool / "train"), load_images(args.pool / "val")
     vit = create_model("vit_tiny_patch16_224", **VIT)
     pretrain(vit, train[0], args.epochs, args.batch_size, args.lr, args.temperature)
+    standardise(vit, train[0])
 
     unfinished = args.output.with_suffix(".tmp")
     torch.save(vit.state_dict(), unfinished)
