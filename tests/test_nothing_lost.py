@@ -1,16 +1,19 @@
 """A run that is killed and resumed ends with the bits of one that was never stopped."""
 
 import itertools
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import engine
 import pytest
 import torch
-from conftest import TINY_VIT_OPTIONS
+from conftest import ROOT, TINY_VIT_OPTIONS
 from main import main
 from training_state import Interruption, newest_checkpoint
 
@@ -47,22 +50,60 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / name).read_text() == (other / name).read_text(), name
 
 
-def start(arguments: list[str]) -> int:
-    """Run main.py in a child that is forked from here, where everything is imported. Returns its process id."""
+# Everything is imported once, in a process without threads; each run is then a fork of it, which costs no import.
+NURSERY = """
+import json, os, sys
+sys.path[:0] = json.loads(sys.stdin.readline())
+import torch
+torch.set_num_threads(1)
+from main import main
+for line in sys.stdin:
     child = os.fork()
     if child:
-        return child
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
     status = 1
     try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        main(arguments)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        main(json.loads(line))
         status = 0
     except SystemExit as ending:
         status = ending.code
     finally:
         os._exit(status)
+"""
+
+
+class Nursery:
+    """Starts runs of main.py that can be killed, one at a time."""
+
+    def __enter__(self) -> "Nursery":
+        command = [sys.executable, "-c", NURSERY]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._say([str(ROOT), str(ROOT / "deit")])
+        return self
+
+    def _say(self, what: list[str]) -> None:
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+
+    def start(self, arguments: list[str]) -> int:
+        """Returns: the process id of the run."""
+        self._say(arguments)
+        return int(self.process.stdout.readline())
+
+    def exit_code(self) -> int:
+        """Wait for the run to end. Returns: its exit code, negative when a signal ended it."""
+        return int(self.process.stdout.readline())
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 def test_a_run_killed_twenty_times_at_random_moments_ends_with_the_bits_of_an_undisturbed_one(pool, backbone, tmp_path):
@@ -70,21 +111,22 @@ def test_a_run_killed_twenty_times_at_random_moments_ends_with_the_bits_of_an_un
     killed = options(pool, backbone, tmp_path / "killed")
     moments = random.Random(0)
     kills = 0
-    while True:
-        child = start(killed)
-        if kills < KILLS:
-            progress = progress_of(tmp_path / "killed")
-            deadline = time.monotonic() + 60
-            # every other kill comes at once, the rest wait for an epoch to be saved, so that the run gets on
-            while kills % 2 and progress_of(tmp_path / "killed") == progress and time.monotonic() < deadline:
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.15))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        kills += 1
+    with Nursery() as nursery:
+        while True:
+            child = nursery.start(killed)
+            if kills < KILLS:
+                progress = progress_of(tmp_path / "killed")
+                deadline = time.monotonic() + 60
+                # every other kill comes at once, the rest wait for an epoch to be saved, so that the run gets on
+                while kills % 2 and progress_of(tmp_path / "killed") == progress and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                time.sleep(moments.uniform(0, 0.15))
+                os.kill(child, signal.SIGKILL)
+            code = nursery.exit_code()
+            if code != -signal.SIGKILL:
+                assert code == 0
+                break
+            kills += 1
     assert kills >= KILLS
     assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
 
@@ -107,12 +149,12 @@ def wait_for_log(out: Path, lines: int) -> None:
 def test_sigterm_finishes_the_update_saves_and_exits_with_its_own_code(pool, backbone, tmp_path):
     main(options(pool, backbone, tmp_path / "undisturbed"))
     stopped = options(pool, backbone, tmp_path / "stopped")
-    for stop in range(4):
-        child = start(stopped)
-        wait_for_log(tmp_path / "stopped", 5 * (stop + 1))
-        os.kill(child, signal.SIGTERM)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == Interruption.EXIT_CODE
+    with Nursery() as nursery:
+        for stop in range(4):
+            child = nursery.start(stopped)
+            wait_for_log(tmp_path / "stopped", 5 * (stop + 1))
+            os.kill(child, signal.SIGTERM)
+            assert nursery.exit_code() == Interruption.EXIT_CODE
     main(stopped)
     assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
 
