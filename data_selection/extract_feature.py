@@ -112,12 +112,16 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself.
     """
     root, train = Path(args.data_path), args.split == "train"
+    if args.dataset.startswith("CIFAR"):
+        return args.dataset, root
     if args.dataset == "ImageNet":
-        return "ImageNet", split_folder(root / "ImageNet", train)
-    if args.dataset == "Folder":
+        name, folder = "ImageNet", split_folder(root / "ImageNet", train)
+    else:
         both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
-        return root.resolve().name, split_folder(root, train) if both else root
-    return args.dataset, root
+        name, folder = root.resolve().name, split_folder(root, train) if both else root
+    if not folder.is_dir():  # said before any weights are downloaded
+        raise InputError(f"image folder {folder} is not there")
+    return name, folder
 
 
 def build_pool(args: argparse.Namespace, root: Path) -> Dataset:

@@ -277,6 +277,7 @@ def test_an_unusable_image_folder_is_one_clear_line(make, num_workers, backbone,
     [
         (["--dataset", "MNIST"], "invalid choice: 'MNIST'"),
         (["--arch", "vit_smal"], "model 'vit_smal' is not known to timm"),
+        (["--dataset", "ImageNet", "--data_path", "nowhere"], "image folder nowhere/ImageNet/train is not there"),
         (["--arch", "vit_tiny"], "there are no DINO weights for vit_tiny/16: give --pretrained_weights"),
         (["--arch", "resnet50", "--patch_size", "8"], "--patch_size goes with"),
         (["--arch", "resnet50", "--n_last_blocks", "4"], "need a ViT with a class token, not resnet50"),
