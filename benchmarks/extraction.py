@@ -3,8 +3,15 @@
     python benchmarks/extraction.py
 
 The plain loop reads, resizes and forwards the same images through the same network, batch by batch, and concatenates.
-All are measured in one run, in turn, several times; the figures are medians, start-up included in none.
-RESULTS
+All are measured in one run, in turn, several times; the figures are medians.
+
+On 2 cores of an Intel server CPU with AMX, --images 384 --repeats 3 --batch_sizes 128, in 2 minutes:
+
+    vit_small/16 at 224, 384 images, torch 2.15.0+cu132, 2 CPU threads
+    precision and batch size               images/s   ratio
+    plain loop, float32, 128                   20.0    1.00
+    extract_feature.py, off, 128               24.5    1.21
+    extract_feature.py, bf16, 128              69.3    3.44
 """
 
 import argparse

@@ -48,6 +48,7 @@ DINO_WEIGHTS = {
 }
 # Options that change no row of the feature file.
 NO_INFLUENCE = ("num_workers", "device", "resume", "output_dir", "extra_name", "data_path")
+CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -215,8 +216,13 @@ def extract(
     with bar:
         for rows, (images, labels) in zip(blocks, loader, strict=True):
             with torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext():
-                features = image_features(
-                    network, images.to(device, non_blocking=True), args.n_last_blocks, args.avgpool_patchtokens
+                features = torch.cat(
+                    [
+                        image_features(
+                            network, part.to(device, non_blocking=True), args.n_last_blocks, args.avgpool_patchtokens
+                        )
+                        for part in images.split(CPU_PASS if device.type == "cpu" else len(images))
+                    ]
                 )
             if not features.isfinite().all():
                 bad = rows[int(features.isfinite().all(dim=1).int().argmin())]
