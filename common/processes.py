@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,11 @@ class Processes:
         yield
         if self.is_main:
             self.barrier()
+
+
+def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
+    """Mixed precision of this type on the device, or none at all."""
+    return torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ writes features/CIFAR10_train.npy: (n, d + 1), one row an image in dataset order
 
 import argparse
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -25,12 +24,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from activeft.sharding import Sharding
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
 from common.command_line import ArgumentParser, InputError, number, run, worker_count
 from common.image_datasets import cifar, class_folders, image_folder, split_folder
 from common.networks import add_model_kwargs_option, create_network
 from common.output_files import make_output_dir
-from common.processes import Processes, launched
+from common.processes import Processes, autocast, launched
 from feature_file import FeatureFile, unfinished, write_image_paths
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
@@ -201,11 +201,7 @@ def extract(
     """
     blocks = file.missing_blocks(args.batch_size_per_gpu)
     processes.barrier()  # all have seen what is missing before anyone fills it in
-    share = (
-        len(blocks) * processes.rank // processes.world_size,
-        len(blocks) * (processes.rank + 1) // processes.world_size,
-    )
-    blocks = blocks[slice(*share)]
+    blocks = blocks[Sharding(len(blocks), processes.rank, processes.world_size).rows]
     device = processes.device
     loader = DataLoader(
         pool, batch_sampler=blocks, num_workers=worker_count(args.num_workers), pin_memory=device.type == "cuda"
@@ -215,7 +211,7 @@ def extract(
     bar = tqdm(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main)
     with bar:
         for rows, (images, labels) in zip(blocks, loader, strict=True):
-            with torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext():
+            with autocast(device, amp_dtype):
                 features = torch.cat(
                     [
                         image_features(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from training_state import Interruption, TrainingState
 
 from common.command_line import InputError
-from common.processes import Processes
+from common.output_files import whole_file
+from common.processes import Processes, autocast
 
 Batch = tuple[Tensor, Tensor]
 
@@ -102,10 +103,6 @@ def to_network(batch: Batch, device: torch.device) -> Batch:
     return images, targets
 
 
-def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
-    return torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
-
-
 def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager:
     """Several processes average their gradients once an update, with its last micro-batch."""
     return model.no_sync() if until_last and isinstance(model, DistributedDataParallel) else nullcontext()
@@ -127,7 +124,7 @@ def give_up(
     recipe: Recipe,
     state: TrainingState,
     processes: Processes,
-) -> None:
+) -> NoReturn:
     """Leave the evidence of a loss that is not finite, in the processes it arose in, and raise InputError in all."""
     lr = max(group["lr"] for group in state.optimizer.param_groups)
     where = f"epoch {state.epoch}, update {update}, lr {lr:g}"
@@ -137,7 +134,8 @@ def give_up(
         if not own_loss.isfinite():
             evidence = {"model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}
             about = {"epoch": state.epoch, "update": update, "lr": lr, "loss": own_loss.item()}
-            torch.save({**evidence, **about}, recipe.evidence_dir / f"nonfinite_{processes.rank}.pth")
+            with whole_file(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth") as temporary:
+                torch.save({**evidence, **about}, temporary)
     processes.barrier()
     raise InputError(f"the loss is {mean_loss} at {where}: lower --lr or --clip-grad{left}")
 

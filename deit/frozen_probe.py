@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import autocast, to_network
+from engine import to_network
 from finetuning_data import FinetuningData
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.command_line import InputError
-from common.processes import Processes
+from common.processes import Processes, autocast
 
 NEIGHBOURS = 20
 NEIGHBOUR_TAU = 0.07

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from activeft.selection import select
 from common.command_line import ArgumentParser, InputError, number
-from common.output_files import make_output_dir, write_json
+from common.output_files import make_output_dir, whole_file, write_json
 from common.processes import Processes, launched
 from feature_file import read_features, read_image_paths
 
@@ -98,7 +98,8 @@ def write_subset(args: argparse.Namespace, indices: list[int], filename: str, n:
     if args.export_paths:
         images = read_image_paths(args.feature_path, n)
         listing = path.with_name(f"{path.stem}_paths.txt")
-        listing.write_text("".join(f"{images[index]}\n" for index in indices))
+        with whole_file(listing) as temporary:
+            temporary.write_text("".join(f"{images[index]}\n" for index in indices))
         print(f"wrote the paths of the chosen images to {listing}")
     return path
 
