@@ -71,7 +71,8 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         train, classes = inaturalist(root, year, "train", args.inat_category, None)
         val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
     if args.data_set.endswith("SUBSET"):
-        train = Subset(train, read_subset_ids(args.subset_ids, len(train)))
+        listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
+        train = Subset(train, list(listed))
     train_transform(args)(train[0][0]), val[0]  # what cannot be read or has the wrong size shows before the work begins
     return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes))
 

@@ -22,6 +22,14 @@ def test_only_the_training_split_is_restricted_to_the_subset(pool, tmp_path):
     assert [data.train[position][1] for position in range(3)] == [2, 0, 1]
 
 
+def test_several_subsets_are_trained_on_together(pool, tmp_path):
+    (tmp_path / "labelled.json").write_text("[4, 20]")
+    (tmp_path / "chosen.json").write_text("[1, 20]")
+    args = parse_args(["--data-set", "IMNETSUBSET", "--data-path", str(pool), "--input-size", "32",
+                       "--subset_ids", str(tmp_path / "labelled.json"), str(tmp_path / "chosen.json")])  # fmt: skip
+    assert [build_datasets(args).train.indices] == [[4, 20, 1]]
+
+
 def test_imagenet_is_found_where_feature_extraction_looks_for_it(tmp_path):
     write_pool(tmp_path / "data" / "ImageNet", 1, 1)
     args = parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path / "data"), "--input-size", "32"])
