@@ -10,7 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activeft.initialisation import random_samples
-from evidence.measures import class_balance, coverage, diversity, earth_movers_distance, representatives, shares
+from evidence.measures import (
+    class_balance,
+    coverage,
+    diversity,
+    earth_movers_distance,
+    random_part,
+    representatives,
+    shares,
+)
 from evidence.readouts import LabelledRows, accuracies
 from evidence.table import Values
 
@@ -38,9 +46,9 @@ class Evaluator:
     duplicate_similarity: float
     seed: int
 
-    def emd_sample(self, size: int) -> list[int]:
+    def emd_sample(self, size: int) -> np.ndarray:
         """Positions that stand for `size` samples in the EMD: all, or as many as it is computed of."""
-        return sorted(random_samples(size, min(size, self.emd_samples), self.seed))
+        return random_part(size, self.emd_samples, self.seed)
 
     def __call__(self, ids: tuple[int, ...]) -> Evaluation:
         chosen = torch.tensor(ids, device=self.pool.device)  # (k,)

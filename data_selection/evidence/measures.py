@@ -15,6 +15,11 @@ ROWS_AT_A_TIME = 1024
 EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits into memory takes
 
 
+def random_part(n: int, size: int, seed: int) -> np.ndarray:
+    """At most `size` of n samples, ascending (int64). No random subset is drawn this way: they are independent of it."""
+    return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
+
+
 def distance(similarity: Tensor) -> Tensor:
     """Euclidean distance between unit vectors of this cosine similarity."""
     return (2 - 2 * similarity).clamp_min(0).sqrt()

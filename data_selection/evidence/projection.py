@@ -9,8 +9,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from activeft.initialisation import random_samples
 from common.command_line import InputError
+from evidence.measures import random_part
 
 MAPS = ("pca", "tsne", "umap")
 FEWEST_FOR_NEIGHBOURHOODS = 20
@@ -49,7 +49,7 @@ def map_of_pool(pool: Tensor, subsets: Sequence[Sequence[int]], kind: str, sampl
 
     Returns: the two `axes`, and `index`, `x` and `y` of each sample; the first `pool` of them are the random ones.
     """
-    drawn = sorted(random_samples(len(pool), min(samples, len(pool)), seed))
+    drawn = random_part(len(pool), samples, seed).tolist()
     chosen = {index for ids in subsets for index in ids}
     index = [*drawn, *sorted(chosen.difference(drawn))]
     where, axes = project(kind, pool[index].cpu().numpy(), seed, fitted=len(drawn))

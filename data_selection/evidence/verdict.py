@@ -33,7 +33,7 @@ def verdict(
     """
 
     def against(key: str) -> str:
-        return f"{values[key]:.3f} against {random['mean'][key]:.3f} ± {random['std'][key]:.3f}"
+        return f"{values[key]:.4f} against {random['mean'][key]:.4f} ± {random['std'][key]:.4f}"
 
     farther = sum(values[EMD] < other[EMD] for other in each)
     text = SENTENCES[outcome[EMD], outcome[HARDEST]].format(
@@ -60,7 +60,7 @@ def summary(names: Sequence[str], sizes: Sequence[int], values: Sequence[Values]
         rivals = [position for position in range(len(names)) if sizes[position] == size]
         if len(rivals) > 1:
             nearest, covering = (min(rivals, key=lambda position: values[position][key]) for key in (EMD, HARDEST))
-            emd, hardest = f"EMD {values[nearest][EMD]:.3f}", f"95th percentile {values[covering][HARDEST]:.3f}"
+            emd, hardest = f"EMD {values[nearest][EMD]:.4f}", f"95th percentile {values[covering][HARDEST]:.4f}"
             part = f"of the {len(rivals)} subsets of {size:,} images {names[nearest]} lies nearest to the pool ({emd})"
             part += " and " if nearest == covering else f", while {names[covering]} "
             parts.append(f"{part}leaves the hardest images nearest ({hardest})")

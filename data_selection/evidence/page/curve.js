@@ -13,9 +13,10 @@ function drawCurve(subset) {
   const last = Math.max(1, subset.losses.length - 1);
   const x = (iteration) => left + ((width - left - right) * iteration) / last;
   const y = (loss) => top + (height - top - bottom) * (high > low ? (high - loss) / (high - low) : 0.5);
+  const colour = seriesColour(report.subsets.indexOf(subset));
   const svg = makeSvg("svg", { width, height, role: "img", "aria-label":
     `Loss from ${losses[0].toFixed(3)} to ${losses.at(-1).toFixed(3)} in ${subset.losses.length} iterations` });
-  for (const value of ticks(low, high, 4)) {
+  for (const value of ticks(low, high, 6)) {
     svg.append(makeSvg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "var(--line)" }));
     svg.append(makeSvg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, plain(value)));
   }
@@ -24,10 +25,10 @@ function drawCurve(subset) {
   }
   svg.append(makeSvg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "iteration"));
   const path = known.map(([iteration, loss], place) => `${place ? "L" : "M"}${x(iteration).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-  svg.append(makeSvg("path", { d: path, fill: "none", stroke: "var(--series-0)", "stroke-width": 2, "stroke-linejoin": "round" }));
+  svg.append(makeSvg("path", { d: path, fill: "none", style: `stroke: ${colour}`, "stroke-width": 2, "stroke-linejoin": "round" }));
   byId("curve").append(svg, make("p", { class: "note" },
     `From ${losses[0].toFixed(4)} to ${losses.at(-1).toFixed(4)} in ${count(subset.losses.length)} iterations. ` +
-    "A curve that still falls steeply at its end asks for more of them (--max_iter)."));
+    "A curve that still falls steeply at its end asks for more: ", make("code", {}, "--max_iter"), "."));
 }
 
 // Round numbers between low and high, about so many.

@@ -58,6 +58,8 @@ function drawMore() {
   });
   listing.drawn += tiles.length;
   byId("gallery").append(...tiles);
+  atEnd.unobserve(byId("gallery-end")); // observing anew reports whether the end is still in sight
+  atEnd.observe(byId("gallery-end"));
 }
 
 function openDetails(chosen) {
@@ -77,8 +79,8 @@ function openDetails(chosen) {
   const facts = [
     classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classOf(index)}.`,
     `It stands for ${count(subset.stands_for[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.stands_for[chosen] / report.n)}).`,
-    others.length ? "The nearest of them, with cosine similarity:" : "No other image is nearer to it than to the rest of the chosen ones.",
   ];
+  const lead = others.length ? "The nearest of them, and their cosine similarity:" : "No other image of the pool is nearest to it.";
   const buttons = [turn(-1, "←", "Previous"), turn(1, "→", "Next"), close];
   const dialog = byId("details");
   const focused = [...dialog.querySelectorAll("button")].indexOf(document.activeElement);
@@ -87,6 +89,7 @@ function openDetails(chosen) {
     make("div", { class: "about" },
       pictureOf(current, chosen) ?? make("span", { class: "picture absent" }, "no image"),
       make("div", {}, ...facts.map((text) => make("p", {}, text)))),
+    make("p", { class: "lead" }, lead),
     make("div", { class: "cells" }, ...others.map((other, cell) => cellOf(chosen, other, cell))),
   );
   if (!dialog.open) dialog.showModal();
@@ -111,12 +114,17 @@ function cellOf(chosen, other, cell) {
   return make("figure", {}, picture, make("figcaption", {}, nameOf(other), make("br"), similarity));
 }
 
-const sortings = { most: "images it stands for", least: "fewest first", ...(Object.keys(report.labels).length ? { class: "class" } : {}), index: "place in the pool" };
+const sortings = {
+  most: "most images stood for",
+  least: "fewest images stood for",
+  ...(Object.keys(report.labels).length ? { class: "class" } : {}),
+  index: "place in the pool",
+};
 byId("sort").append(...Object.entries(sortings).map(([value, text]) => make("option", { value }, text)));
 byId("sort").addEventListener("change", showGallery);
-new IntersectionObserver(([end]) => {
+const atEnd = new IntersectionObserver(([end]) => {
   if (end.isIntersecting && listing.drawn < listing.order.length) drawMore();
-}, { rootMargin: "800px" }).observe(byId("gallery-end"));
+}, { rootMargin: "800px" });
 byId("details").addEventListener("keydown", (event) => {
   const place = { ArrowLeft: 0, ArrowRight: 1 }[event.key];
   if (place !== undefined) byId("details").querySelectorAll(".turn button")[place].click();

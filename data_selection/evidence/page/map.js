@@ -22,7 +22,8 @@ function drawMap(position, sameView = false) {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   locate(width, height);
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
+  const names = { "--chosen": `--series-${position % 6}` };
+  const colour = (name) => style.getPropertyValue(names[name] ?? name).trim();
   const [low, high] = rangeOf(subset);
   drawPool(pen, subset, low, high, colour);
   if (view.active !== null) drawRepresented(pen, subset, colour);
@@ -125,7 +126,7 @@ function drawAxes(pen, width, height, colour) {
 function drawLegend(subset, low, high) {
   const numbers = [low, high].map((value) => value.toFixed(2));
   byId("map-legend").replaceChildren(
-    make("span", {}, make("span", { class: "swatch" }), "chosen image, larger where it stands for more"),
+    make("span", {}, swatch(current), "chosen image, larger where it stands for more"),
     make("span", {}, "pool image, by its distance to the chosen one that stands for it: ", numbers[0], make("span", { class: "ramp" }), numbers[1]),
   );
   canvas.setAttribute("aria-label", `Map of ${count(map.pool)} pool images and the ${count(subset.k)} chosen ones of ${subset.name}`);

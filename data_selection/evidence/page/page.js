@@ -27,8 +27,9 @@ function drawHead() {
 
 function drawTabs() {
   if (report.subsets.length === 1) return;
+  byId("panel").setAttribute("role", "tabpanel");
   report.subsets.forEach((subset, position) => {
-    const tab = make("button", { type: "button", role: "tab" }, swatch(position), subset.name);
+    const tab = make("button", { type: "button", role: "tab", "aria-controls": "panel" }, swatch(position), subset.name);
     tab.addEventListener("click", () => show(position));
     tab.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

@@ -46,9 +46,9 @@ function headRows(sizes) {
 
 function valueCell(subset, measure) {
   const outcome = subset.against_random[measure.key];
-  const words = { better: "▲ better", worse: "▼ worse", same: "" };
-  const mark = make("span", { class: `mark ${outcome}` }, words[outcome]);
-  return make("td", {}, shown(subset.values[measure.key], measure.format), mark);
+  const sign = { better: "▲", worse: "▼" }[outcome];
+  const mark = sign ? make("span", { class: `mark ${outcome}` }, sign, make("span", {}, ` ${outcome}`)) : "";
+  return make("td", {}, mark, shown(subset.values[measure.key], measure.format));
 }
 
 function randomCell(random, measure) {

@@ -21,7 +21,7 @@ function fill(element, attributes, children) {
 
 const count = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 });
 const FORMATS = {
-  distance: (value) => value.toFixed(3),
+  distance: (value) => value.toFixed(4),
   count,
   share: (value) => `${(100 * value).toFixed(2)}%`,
   percent: (value) => `${value.toFixed(1)}%`,
