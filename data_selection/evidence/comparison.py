@@ -5,7 +5,7 @@ from typing import Any
 
 from evidence.evaluation import Evaluation
 from evidence.given import Subset
-from evidence.table import Values, compared, rows_of, spread
+from evidence.table import Values, compared, marked_by_chance, rows_of, spread
 from evidence.verdict import summary, verdict
 
 
@@ -43,5 +43,6 @@ def compare(
         ),
         "measures": rows_of(evaluations[0].values),
         "subsets": entries,
+        "marked_by_chance": marked_by_chance(len(next(iter(random.values())))),
         "random": [{"k": size, **spreads[size], "each": each} for size, each in random.items()],
     }

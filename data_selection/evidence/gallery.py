@@ -1,6 +1,7 @@
 """The chosen images of a subset, and the pool images that each stands for."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.command_line import worker_count
 from evidence.evaluation import Evaluation
 from evidence.given import Subset
 from evidence.thumbnails import encoded, strip, thumbnail
@@ -44,10 +46,16 @@ def nearest_represented(chosen: np.ndarray, nearest: np.ndarray, similarity: np.
 
 
 def pictures(shown: dict[str, Any], paths: Sequence[Path], most: int) -> dict[str, Any]:
-    """Thumbnails of at most so many chosen images, those that stand for most, and a strip of the nearest of each."""
+    """Thumbnails of at most so many chosen images, those that stand for most, and a strip of the nearest of each.
+
+    Returns: `positions` in `ids`, and for each of them its tile and its strip, encoded, None where none can be read.
+    """
     by_weight = np.argsort(-np.array(shown["stands_for"]), kind="stable")[:most].tolist()
-    tiles, strips = [], []
-    for position in tqdm(by_weight, desc="thumbnails", unit="image"):
-        tiles.append(encoded(thumbnail(paths[shown["ids"][position]])))
-        strips.append(encoded(strip([thumbnail(paths[index]) for index in shown["nearest"][position]])))
-    return {"positions": by_weight, "tiles": tiles, "strips": strips}
+
+    def tile_and_strip(position: int) -> tuple[str | None, str | None]:
+        others = [thumbnail(paths[index]) for index in shown["nearest"][position]]
+        return encoded(thumbnail(paths[shown["ids"][position]])), encoded(strip(others))
+
+    with ThreadPoolExecutor(worker_count(16)) as threads:
+        drawn = list(tqdm(threads.map(tile_and_strip, by_weight), "thumbnails", len(by_weight), unit="image"))
+    return {"positions": by_weight, "tiles": [tile for tile, _ in drawn], "strips": [strip for _, strip in drawn]}

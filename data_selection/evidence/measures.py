@@ -16,7 +16,7 @@ EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits into
 
 
 def random_part(n: int, size: int, seed: int) -> np.ndarray:
-    """At most `size` of n samples, ascending (int64). No random subset is drawn this way: they are independent of it."""
+    """At most `size` of n samples, ascending, int64: not drawn as random subsets are, so it is none of them."""
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
 
 

@@ -41,7 +41,8 @@ def project(kind: str, rows: np.ndarray, seed: int, fitted: int) -> tuple[np.nda
         return tsne.fit_transform(rows), ["t-SNE 1", "t-SNE 2"]
     import umap  # an optional library, and slow to load
 
-    return umap.UMAP(metric="cosine", random_state=seed).fit_transform(rows), ["UMAP 1", "UMAP 2"]
+    reducer = umap.UMAP(metric="cosine", random_state=seed, n_jobs=1)  # one job: what a fixed seed needs
+    return reducer.fit_transform(rows), ["UMAP 1", "UMAP 2"]
 
 
 def map_of_pool(pool: Tensor, subsets: Sequence[Sequence[int]], kind: str, samples: int, seed: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from scipy.stats import t
+
 Values = dict[str, float | None]
 CLEAR = 2  # standard deviations from the mean of random subsets
 
@@ -56,6 +58,11 @@ def spread(each: Sequence[Values]) -> dict[str, Values]:
         "mean": {key: statistics.fmean(values) if known[key] else None for key, values in of.items()},
         "std": {key: statistics.stdev(values) if known[key] else None for key, values in of.items()},
     }
+
+
+def marked_by_chance(random_seeds: int) -> float:
+    """How often one more random subset would be called better or worse than so many (two-sided, if normal)."""
+    return float(2 * t.sf(CLEAR / (1 + 1 / random_seeds) ** 0.5, random_seeds - 1))
 
 
 def compared(values: Values, random: dict[str, Values]) -> dict[str, str]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.command_line import InputError
-from common.image_datasets import open_rgb
+from common.image_datasets import UNREADABLE
 
 LONGEST_SIDE = 64
 QUALITY = 75
@@ -17,8 +16,12 @@ QUALITY = 75
 def thumbnail(path: Path) -> Image.Image | None:
     """The image, made smaller if need be, never larger. None where it cannot be read: a report does without it."""
     try:
-        image = open_rgb(path)
-    except InputError:
+        with Image.open(path) as opened:
+            opened.draft(
+                "RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE)
+            )  # a large JPEG is decoded at a fraction of its size
+            image = opened.convert("RGB")
+    except UNREADABLE:
         return None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return image

@@ -46,7 +46,8 @@ const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
 const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 
 function rangeOf(subset) {
-  const sorted = subset.map_similarity.map(distanceOf).sort((a, b) => a - b);
+  const others = subset.map_similarity.filter((_, place) => map.index[place] !== subset.ids[subset.map_nearest[place]]);
+  const sorted = (others.length ? others : [1]).map(distanceOf).sort((a, b) => a - b);
   return [sorted[Math.floor(0.02 * (sorted.length - 1))], sorted[Math.ceil(0.98 * (sorted.length - 1))]];
 }
 
@@ -81,7 +82,7 @@ function drawRepresented(pen, subset, colour) {
 }
 
 function radiusOf(subset, chosen) {
-  const usual = subset.k <= 150 ? 5 : subset.k <= 1000 ? 3.4 : 2.2;
+  const usual = subset.k <= 150 ? 5 : subset.k <= 1000 ? 3.2 : 1.8;
   const weight = Math.sqrt((subset.stands_for[chosen] * subset.k) / report.n);
   return usual * Math.min(2, Math.max(0.6, weight));
 }
