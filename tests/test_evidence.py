@@ -179,8 +179,13 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
         (0.8, 1.8, ("better", "better"), "lies nearer to the pool than all 3 random ones .* and leaves the hardest"),
         (0.8, 2.0, ("better", "same"), "hardest images as far away as random ones do"),
         (0.8, 2.5, ("better", "worse"), "trades one for the other: it lies nearer .* farther away"),
-        (1.0, 2.1, ("same", "same"), r"is no better than random: EMD 1.0000 against 1.1000 ± 0.1000"),
-        (1.1, 1.8, ("same", "better"), "no nearer to the pool than random ones .* but to its hardest images"),
+        (
+            1.0,
+            2.1,
+            ("same", "same"),
+            r"is no better than random: EMD 1.00 against 1.10 ± 0.10; 95% of the pool within 2.10 against",
+        ),
+        (1.1, 1.8, ("same", "better"), "no nearer to the pool than random ones .* but nearer to its hardest images"),
         (1.4, 1.8, ("worse", "better"), "trades one for the other: it is nearer to the hardest"),
         (1.4, 2.1, ("worse", "same"), "is worse than random"),
     ],
@@ -197,7 +202,7 @@ def test_of_several_subsets_the_nearest_of_each_size_is_named():
     text = summary(["a", "b", "c"], [10, 10, 20], values, ["", "", ""])
     assert text == (
         "Of the 2 subsets of 10 images a lies nearest to the pool (EMD 0.5000), "
-        "while b leaves the hardest images nearest (95th percentile 1.1000)."
+        "while b leaves the hardest images nearest (95% of the pool within 1.1000)."
     )
 
 

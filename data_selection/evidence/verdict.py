@@ -1,16 +1,21 @@
 """What the numbers say, in one sentence, and no more than they say."""
 
+import math
 from collections.abc import Sequence
 
 from evidence.table import Values
 
+FEWEST_DIGITS, MOST_DIGITS = 2, 5
 EMD, HARDEST = "emd", "coverage_95"
 NEARER, TRADES = "lies nearer to the pool than {beaten} ({emd})", "trades one for the other: it"
 SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{NEARER}, and leaves the hardest images nearer ({{hardest}})",
     ("better", "same"): f"{NEARER}, and leaves the hardest images as far away as random ones do ({{hardest}})",
     ("better", "worse"): f"{TRADES} {NEARER}, but leaves the hardest images farther away ({{hardest}})",
-    ("same", "better"): "is no nearer to the pool than random ones ({emd}), but to its hardest images ({hardest})",
+    (
+        "same",
+        "better",
+    ): "is no nearer to the pool than random ones ({emd}), but nearer to its hardest images ({hardest})",
     ("same", "same"): "is no better than random: {emd}; {hardest}",
     (
         "same",
@@ -33,13 +38,16 @@ def verdict(
     """
 
     def against(key: str) -> str:
-        return f"{values[key]:.4f} against {random['mean'][key]:.4f} ± {random['std'][key]:.4f}"
+        value, mean, std = values[key], random["mean"][key], random["std"][key]
+        digits = min(MOST_DIGITS, 1 - math.floor(math.log10(std))) if std > 0 else MOST_DIGITS  # two of the deviation
+        digits = max(digits, FEWEST_DIGITS)
+        return f"{value:.{digits}f} against {mean:.{digits}f} ± {std:.{digits}f}"
 
     farther = sum(values[EMD] < other[EMD] for other in each)
     text = SENTENCES[outcome[EMD], outcome[HARDEST]].format(
         beaten=f"all {farther} random ones" if farther == len(each) else f"{farther} of {len(each)} random ones",
         emd=f"EMD {against(EMD)}",
-        hardest=f"95th percentile of the distance to a chosen image {against(HARDEST)}",
+        hardest=f"95% of the pool within {against(HARDEST)} of a chosen image",
     )
     if "accuracy_nearest" in values:
         mean, std = (random[of]["accuracy_nearest"] for of in ("mean", "std"))
@@ -60,7 +68,7 @@ def summary(names: Sequence[str], sizes: Sequence[int], values: Sequence[Values]
         rivals = [position for position in range(len(names)) if sizes[position] == size]
         if len(rivals) > 1:
             nearest, covering = (min(rivals, key=lambda position: values[position][key]) for key in (EMD, HARDEST))
-            emd, hardest = f"EMD {values[nearest][EMD]:.4f}", f"95th percentile {values[covering][HARDEST]:.4f}"
+            emd, hardest = f"EMD {values[nearest][EMD]:.4f}", f"95% of the pool within {values[covering][HARDEST]:.4f}"
             part = f"of the {len(rivals)} subsets of {size:,} images {names[nearest]} lies nearest to the pool ({emd})"
             part += " and " if nearest == covering else f", while {names[covering]} "
             parts.append(f"{part}leaves the hardest images nearest ({hardest})")

@@ -131,9 +131,9 @@ function drawLegend(subset, low, high) {
     make("span", {}, "pool image, by its distance to the chosen one that stands for it: ", numbers[0], make("span", { class: "ramp" }), numbers[1]),
   );
   canvas.setAttribute("aria-label", `Map of ${count(map.pool)} pool images and the ${count(subset.k)} chosen ones of ${subset.name}`);
-  const part = map.pool < report.n ? `${count(map.pool)} random images of the pool` : `All ${count(report.n)} images of the pool`;
+  const part = map.pool < report.n ? `${count(map.pool)} random images of the pool, and the chosen ones` : `All ${count(report.n)} images of the pool`;
   byId("map-help").textContent =
-    `${part}, and the chosen ones. Point at an image to see what it stands for, or what stands for it; click for the images. ` +
+    `${part}. Point at an image to see what it stands for, or what stands for it; click for the images. ` +
     "With the keyboard: left and right go through the chosen ones, Enter opens one, + and − zoom.";
 }
 

@@ -18,6 +18,7 @@ function show(position) {
 function drawHead() {
   byId("verdict").textContent = report.verdict;
   byId("about").textContent = `Subset report · ${count(report.n)} images, ${count(report.d)} features each`;
+  document.title = `Subset report: ${report.subsets.map((subset) => subset.name).join(", ")}`;
   if (report.subsets.length === 1) {
     byId("verdicts").remove();
     return;

@@ -42,7 +42,9 @@ function headRows(sizes) {
     }
     second.append(make("th", { scope: "col" }, "random"), make("th", { scope: "col" }, "worse → better"));
   }
-  return [first, second];
+  if (sizes.length > 1) return [first, second];
+  byId("table-title").textContent += ` of ${count(sizes[0].random.k)} of ${count(report.n)} images`;
+  return [second];
 }
 
 function valueCell(subset, measure) {
