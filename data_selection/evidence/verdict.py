@@ -37,17 +37,19 @@ def verdict(
         random: mean and std of random subsets of the same size, and `each` of them.
     """
 
-    def against(key: str) -> str:
+    def in_digits(key: str) -> tuple[str, str]:
         value, mean, std = values[key], random["mean"][key], random["std"][key]
         digits = min(MOST_DIGITS, 1 - math.floor(math.log10(std))) if std > 0 else MOST_DIGITS  # two of the deviation
         digits = max(digits, FEWEST_DIGITS)
-        return f"{value:.{digits}f} against {mean:.{digits}f} ± {std:.{digits}f}"
+        return f"{value:.{digits}f}", f"against {mean:.{digits}f} ± {std:.{digits}f}"
+
+    (emd, emd_of_random), (hardest, hardest_of_random) = in_digits(EMD), in_digits(HARDEST)
 
     farther = sum(values[EMD] < other[EMD] for other in each)
     text = SENTENCES[outcome[EMD], outcome[HARDEST]].format(
         beaten=f"all {farther} random ones" if farther == len(each) else f"{farther} of {len(each)} random ones",
-        emd=f"EMD {against(EMD)}",
-        hardest=f"95% of the pool within {against(HARDEST)} of a chosen image",
+        emd=f"EMD {emd} {emd_of_random}",
+        hardest=f"95% of the pool within {hardest} of a chosen image, {hardest_of_random}",
     )
     if "accuracy_nearest" in values:
         mean, std = (random[of]["accuracy_nearest"] for of in ("mean", "std"))
