@@ -90,6 +90,18 @@ def test_subsets_of_one_size_share_their_random_subsets(given):
     assert content["random"][0]["std"]["emd"] == pytest.approx(np.std(emds, ddof=1))
 
 
+def test_subsets_are_called_by_their_files_or_by_their_paths_where_those_are_alike(given):
+    (given / "pool_ActiveFT.json").write_text("[1, 2]")
+    (given / "other").mkdir()
+    (given / "other" / "good.json").write_text("[3, 4]")
+    subsets = read_report(given, subsets=("good", "other/good", "pool_ActiveFT"))["subsets"]
+    assert [subset["name"] for subset in subsets] == [
+        str(given / "good.json"),
+        str(given / "other" / "good.json"),
+        "ActiveFT",
+    ]
+
+
 def test_equal_subsets_are_measured_once(given, monkeypatch):
     (given / "same.json").write_text(json.dumps(GOOD[::-1]))
     measured = []

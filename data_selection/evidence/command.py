@@ -30,7 +30,7 @@ def write_report(args: argparse.Namespace) -> Path:
     features, labels = read_features(args.feature_path)
     n, d = features.shape
     labels = known_labels(labels)
-    subsets = read_subsets(args.subset_ids, n)
+    subsets = read_subsets(args.subset_ids, args.feature_path, n)
     held_out = read_held_out(args.eval_feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     paths = image_paths(args.feature_path, n, subsets)

@@ -1,7 +1,6 @@
 """What the user gave for a report, read and checked before the work begins."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +22,14 @@ class Subset(NamedTuple):
     losses: list[float | None]
 
 
-def read_subsets(paths: Sequence[str], n: int) -> list[Subset]:
-    """Raises InputError for a file that is no subset of n samples, or losses beside it that are no list of numbers."""
+def read_subsets(paths: Sequence[str], feature_path: str, n: int) -> list[Subset]:
+    """The subsets, by the names of their files, less the pool's name that the selection puts in front.
+
+    Raises: InputError for a file that is no subset of n samples, or losses beside it that are no list of numbers.
+    """
     distinct = [Path(path) for path in dict.fromkeys(paths)]
-    stems = Counter(path.stem for path in distinct)
-    names = [path.stem if stems[path.stem] == 1 else str(path) for path in distinct]
+    names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, distinct, strict=True)]
     return [
         Subset(name, path, tuple(sorted(read_subset_ids(path, n))), read_losses(path))
         for name, path in zip(names, distinct, strict=True)

@@ -38,9 +38,10 @@ function headRows(sizes) {
   for (const { random, members } of sizes) {
     first.append(make("th", { colspan: members.length + 2, scope: "colgroup" }, `${count(random.k)} of ${count(report.n)} images`));
     for (const { subset, position } of members) {
-      second.append(make("th", { scope: "col", class: "name" }, swatch(position), subset.name));
+      const long = subset.name.length > 20 ? "long" : "";
+      second.append(make("th", { scope: "col", class: `name ${long}` }, swatch(position), subset.name));
     }
-    second.append(make("th", { scope: "col" }, "random"), make("th", { scope: "col" }, "worse → better"));
+    second.append(make("th", { scope: "col" }, "random"), make("th", { scope: "col", class: "spread" }, "worse → better"));
   }
   if (sizes.length > 1) return [first, second];
   byId("table-title").textContent += ` of ${count(sizes[0].random.k)} of ${count(report.n)} images`;
