@@ -13,6 +13,7 @@ from common.command_line import InputError
 
 Transform = Callable[[Image.Image], Any]
 NO_LABEL = -1
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -20,7 +21,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read the image {path}: {error}; repair or remove it") from None
 
 

@@ -24,3 +24,8 @@ def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> l
     if times > 1:
         raise InputError(f"{option} {path} holds {index} {times} times; every index must stand in it once")
     return ids
+
+
+def losses_file(subset: Path) -> Path:
+    """Where the loss of every iteration that led to a subset is kept, one a line."""
+    return subset.with_name(f"{subset.stem}_losses.txt")

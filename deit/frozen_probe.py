@@ -6,19 +6,13 @@ import numpy as np
 import torch
 from engine import to_network
 from finetuning_data import FinetuningData
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.command_line import InputError
 from common.processes import Processes, autocast
-
-NEIGHBOURS = 20
-NEIGHBOUR_TAU = 0.07
+from common.readouts import linear_readout, weighted_neighbours
 
 
 def probe(
@@ -31,8 +25,7 @@ def probe(
 ) -> dict[str, Any]:
     """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
 
-    linear: logistic regression on standardised features. knn: 20 nearest neighbours, weighted with
-    exp(cosine / 0.07), DINO's readout (Caron et al., 2021), but never more than a class has images on average.
+    linear: logistic regression on standardised features. knn: nearest neighbours, weighted by similarity.
     Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
     """
     if processes.world_size > 1:
@@ -41,12 +34,7 @@ def probe(
     val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
     if len(set(labels.tolist())) < 2:
         raise InputError(f"--probe {kind} needs images of at least two classes, and all {len(labels)} are of one")
-    if kind == "linear":
-        readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    else:
-        weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
-        a_class = max(1, len(labels) // len(data.classes))
-        readout = KNeighborsClassifier(min(NEIGHBOURS, a_class), metric="cosine", weights=weights)
+    readout = linear_readout() if kind == "linear" else weighted_neighbours(len(labels), len(data.classes))
     probabilities = readout.fit(train, labels).predict_proba(val)  # (n, classes in the subset)
     ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
     hits = ranked == val_labels[:, None]

@@ -11,6 +11,7 @@ from choosing import add_pool_options, choose_subsets
 from common.command_line import ArgumentParser, number
 from common.output_files import whole_file
 from common.processes import launched
+from common.subset_file import losses_file
 
 PUBLISHED_BATCH_SIZE = 100_000  # of the ImageNet script
 
@@ -88,8 +89,3 @@ def choose(args: argparse.Namespace) -> Path:
             return result.indices
 
         return choose_subsets(args, choose_one, lambda budget: subset_name(args, budget), processes)
-
-
-def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one a line."""
-    return subset.with_name(f"{subset.stem}_losses.txt")

@@ -1,0 +1,24 @@
+"""Classifiers on frozen features: what a few labels are worth without training a network."""
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+NEIGHBOURS = 20
+NEIGHBOUR_TAU = 0.07
+
+
+def linear_readout() -> Pipeline:
+    """Logistic regression on standardised features."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+
+
+def weighted_neighbours(k: int, classes: int) -> KNeighborsClassifier:
+    """20 nearest neighbours by cosine, weighted with exp(cosine / 0.07): DINO's readout (Caron et al., 2021).
+
+    Never more neighbours than a class has on average among the k labelled samples.
+    """
+    weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
+    return KNeighborsClassifier(min(NEIGHBOURS, max(1, k // classes)), metric="cosine", weights=weights)

@@ -1,0 +1,48 @@
+"""The subsets' numbers beside those of random subsets of the same size, and what follows from them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evidence.evaluation import Evaluation
+from evidence.given import Subset
+from evidence.table import Values, compared, marked_by_chance, rows_of, spread
+from evidence.verdict import summary, verdict
+
+
+def compare(
+    subsets: Sequence[Subset], evaluations: Sequence[Evaluation], random: dict[int, list[Values]]
+) -> dict[str, Any]:
+    """The part of the report that its verdict and its table are made of.
+
+    Args:
+        evaluations: of each subset. random: for each size, the measures of every random subset of that size.
+    """
+    spreads = {size: spread(each) for size, each in random.items()}
+    entries = []
+    for subset, evaluation in zip(subsets, evaluations, strict=True):
+        k, values = len(subset.ids), evaluation.values
+        outcome = compared(values, spreads[k])
+        name = subset.name if len(subsets) > 1 else f"The subset of {k:,} images"
+        sentence = verdict(name, values, outcome, spreads[k], random[k])
+        entries.append(
+            {
+                "name": subset.name,
+                "path": str(subset.path),
+                "k": k,
+                "verdict": sentence,
+                "values": values,
+                "against_random": outcome,
+            }
+        )
+    return {
+        "verdict": summary(
+            [subset.name for subset in subsets],
+            [len(subset.ids) for subset in subsets],
+            [evaluation.values for evaluation in evaluations],
+            [entry["verdict"] for entry in entries],
+        ),
+        "measures": rows_of(evaluations[0].values),
+        "subsets": entries,
+        "marked_by_chance": marked_by_chance(len(next(iter(random.values())))),
+        "random": [{"k": size, **spreads[size], "each": each} for size, each in random.items()],
+    }

@@ -1,0 +1,30 @@
+"""The page: one file that holds its data, its looks and its scripts, and asks nobody for anything.
+
+page/page.html refers to its style sheet and scripts and has one placeholder, for the data.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+PARTS = Path(__file__).with_name("page")
+PLACEHOLDER = "{{data}}"
+
+
+def page(content: dict[str, Any]) -> str:
+    """The page as HTML. Everything in `content` reaches it as text, whatever it looks like."""
+    html = (PARTS / "page.html").read_text()
+    html = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda part: f"<style>\n{_read(part)}</style>", html)
+    html = re.sub(r'<script src="(.+?)"></script>', lambda part: f"<script>\n{_read(part)}</script>", html)
+    return html.replace(PLACEHOLDER, json_in_script(content))
+
+
+def _read(part: re.Match[str]) -> str:
+    return (PARTS / part[1]).read_text()
+
+
+def json_in_script(content: Any) -> str:
+    """JSON that no HTML parser takes for markup: it cannot end the <script> that it stands in."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

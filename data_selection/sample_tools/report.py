@@ -1,0 +1,58 @@
+"""Was the subset worth choosing? Evidence that needs no labels, beside that of random subsets of the same size.
+
+    python sample_tools/report.py --feature_path features/CIFAR10_train.npy --output_dir report --subset_ids \
+        features/CIFAR10_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none_iter_300_sampleNum_1000.json
+
+writes report/report.html, one page that needs no network, report/report.json, its numbers, and report/represents.npz:
+the chosen image that stands for each image of the pool, and their similarity.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+
+from common.command_line import ArgumentParser, number, run
+from evidence.command import write_report
+from evidence.projection import MAPS
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Returns: the path of the page."""
+    parser = ArgumentParser("Compare chosen subsets of a pool with random ones, without labels, and draw them.")
+    parser.add_argument("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
+    parser.add_argument("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
+    parser.add_argument("--output_dir", default="report")
+    parser.add_argument("--eval_feature_path", help="held-out features with labels, to measure accuracy on")
+    parser.add_argument(
+        "--random_seeds", default=5, type=number(int, 2), help="random subsets of each size to compare with"
+    )
+    parser.add_argument(
+        "--emd_samples",
+        default=5000,
+        type=number(int, 1),
+        help="pool samples, and chosen ones at most, that the Earth Mover's Distance is computed of",
+    )
+    parser.add_argument(
+        "--duplicate_similarity",
+        default=0.99,
+        type=number(float, -1, 1),
+        help="cosine from which two chosen samples are near-duplicates",
+    )
+    parser.add_argument("--map", default="pca", choices=MAPS, help="how the pool is laid out on a plane")
+    parser.add_argument("--map_samples", default=5000, type=number(int, 1), help="pool samples drawn on the map")
+    parser.add_argument(
+        "--gallery_images",
+        default=5000,
+        type=number(int, 1),
+        help="chosen images of each subset that the page shows at most, those that stand for most",
+    )
+    parser.add_argument(
+        "--seed", default=0, type=int, help="of the samples for EMD and map; random subsets have 0, 1, .."
+    )
+    parser.add_argument("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    return write_report(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

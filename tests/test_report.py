@@ -1,0 +1,266 @@
+"""The report of a small pool, as the script writes it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report
+from conftest import write_image
+
+from common.command_line import InputError
+from evidence.page import page
+from evidence.projection import project
+from feature_file import write_image_paths
+
+N, D = 60, 6
+GOOD, POOR = [0, 21, 42, 3], [0, 1, 2, 3]  # a sample of each of three clusters and one more, and four of one cluster
+
+
+def write_features(path: Path, seed: int, labelled: bool = True) -> Path:
+    """Three clusters, the classes, of N / 3 samples each."""
+    random = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(3), N // 3)
+    rows = np.eye(D)[classes] + 0.1 * random.normal(size=(N, D))
+    np.save(path, np.column_stack([rows, classes if labelled else np.full(N, -1)]).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """A folder with pool.npy, the pool's images, held_out.npy, good.json and poor.json."""
+    write_features(tmp_path / "pool.npy", 0)
+    write_features(tmp_path / "held_out.npy", 1)
+    names = [f"{index // 20}/{index:02d}.png" for index in range(N)]
+    for index, name in enumerate(names):
+        write_image(tmp_path / "images" / name, index, (90, 60))
+    write_image_paths(tmp_path / "pool.npy", tmp_path / "images", [str(tmp_path / "images" / name) for name in names])
+    (tmp_path / "good.json").write_text(json.dumps(GOOD))
+    (tmp_path / "poor.json").write_text(json.dumps(POOR))
+    return tmp_path
+
+
+def write_report(given: Path, *options: object, subsets: tuple[str, ...] = ("good", "poor")) -> Path:
+    """Run the script. Returns: its output folder."""
+    files = [str(given / f"{name}.json") for name in subsets]
+    output = str(given / "report")
+    arguments = ["--feature_path", str(given / "pool.npy"), "--output_dir", output, "--device", "cpu"]
+    return report.main([*arguments, "--subset_ids", *files, *map(str, options)]).parent
+
+
+def read_report(given: Path, *options: object, **kwargs) -> dict:
+    return json.loads((write_report(given, *options, **kwargs) / "report.json").read_text())
+
+
+class Page(HTMLParser):
+    """What a browser makes of the page: the data in its script, and every address in its markup."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.text, self.addresses, self.in_data = "", [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.in_data = tag == "script" and ("id", "data") in attrs
+        self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.in_data else ""
+
+
+def data_in(html: str) -> dict:
+    return json.loads(Page(html).text)
+
+
+def test_a_subset_of_all_clusters_beats_one_of_a_single_cluster(given):
+    good, poor = read_report(given)["subsets"]
+    for measure in ("emd", "coverage_mean", "coverage_95", "coverage_max", "class_distance", "classes_missing"):
+        assert good["values"][measure] < poor["values"][measure]
+    assert (good["against_random"]["coverage_mean"], poor["against_random"]["emd"]) != ("worse", "better")
+
+
+def test_subsets_of_one_size_share_their_random_subsets(given):
+    (given / "small.json").write_text("[5, 6]")
+    content = read_report(given, "--random_seeds", 3, subsets=("good", "poor", "small"))
+    assert [(random["k"], len(random["each"])) for random in content["random"]] == [(4, 3), (2, 3)]
+    emds = [values["emd"] for values in content["random"][0]["each"]]
+    assert content["random"][0]["mean"]["emd"] == pytest.approx(np.mean(emds))
+    assert content["random"][0]["std"]["emd"] == pytest.approx(np.std(emds, ddof=1))
+
+
+def test_subsets_are_called_by_their_files_or_by_their_paths_where_those_are_alike(given):
+    (given / "pool_ActiveFT.json").write_text("[1, 2]")
+    (given / "other").mkdir()
+    (given / "other" / "good.json").write_text("[3, 4]")
+    subsets = read_report(given, subsets=("good", "other/good", "pool_ActiveFT"))["subsets"]
+    assert [subset["name"] for subset in subsets] == [
+        str(given / "good.json"),
+        str(given / "other" / "good.json"),
+        "ActiveFT",
+    ]
+
+
+def test_equal_subsets_are_measured_once(given, monkeypatch):
+    (given / "same.json").write_text(json.dumps(GOOD[::-1]))
+    measured = []
+    monkeypatch.setattr("evidence.evaluation.coverage", lambda similarity: measured.append(1) or {"coverage_95": 1.0})
+    read_report(given, "--random_seeds", 2, subsets=("good", "same"))
+    assert len(measured) == 3
+
+
+def test_sample_sizes_of_the_emd_are_stated(given):
+    (given / "large.json").write_text(json.dumps(list(range(40))))
+    content = read_report(given, "--emd_samples", 25, subsets=("good", "large"))
+    assert content["emd_pool_samples"] == 25
+    assert [subset["emd_samples"] for subset in content["subsets"]] == [4, 25]
+
+
+def test_represents_names_the_chosen_sample_and_its_similarity_for_each_pool_sample(given):
+    with np.load(write_report(given) / "represents.npz") as file:
+        subsets, chosen, similarity = file["subsets"], file["chosen"], file["similarity"]
+    assert subsets.tolist() == ["good", "poor"]
+    assert (chosen.shape, chosen.dtype, similarity.dtype) == ((2, N), np.int64, np.float32)
+    assert chosen[0, GOOD].tolist() == GOOD
+    rows = np.load(given / "pool.npy")[:, :-1]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = rows @ rows[sorted(GOOD)].T
+    assert chosen[0].tolist() == [sorted(GOOD)[best] for best in expected.argmax(axis=1)]
+    assert similarity[0] == pytest.approx(expected.max(axis=1), abs=1e-6)
+
+
+def test_stands_for_counts_the_pool(given):
+    for subset in read_report(given)["subsets"]:
+        assert sum(subset["stands_for"]) == N and len(subset["stands_for"]) == 4
+
+
+def test_accuracy_on_held_out_samples_needs_and_uses_labels(given):
+    good, poor = read_report(given, "--eval_feature_path", given / "held_out.npy")["subsets"]
+    assert good["values"]["accuracy_nearest"] == 100
+    assert poor["values"]["accuracy_linear"] == pytest.approx(100 / 3)
+
+
+def test_without_labels_nothing_is_said_about_classes(given):
+    write_features(given / "pool.npy", 0, labelled=False)
+    content = read_report(given)
+    assert content["labels"] == {}
+    assert not any("class" in measure["key"] or "accuracy" in measure["key"] for measure in content["measures"])
+
+
+def test_losses_beside_a_subset_are_read(given):
+    (given / "good_losses.txt").write_text("2.5\n1.5\nnan\n")
+    good, poor = read_report(given)["subsets"]
+    assert (good["losses"], poor["losses"]) == ([2.5, 1.5, None], [])
+
+
+def test_the_page_holds_thumbnails_of_the_chosen_images_and_of_their_nearest(given):
+    (gallery,) = data_in((write_report(given, subsets=("good",)) / "report.html").read_text())["gallery"]
+    assert sorted(gallery["positions"]) == [0, 1, 2, 3]
+    assert all(tile.startswith("UklGR") for tile in gallery["tiles"] + gallery["strips"])  # RIFF, the head of a WebP
+
+
+def test_only_the_images_that_stand_for_most_are_shown_beyond_the_limit(given):
+    content = data_in((write_report(given, "--gallery_images", 2, subsets=("good",)) / "report.html").read_text())
+    stands_for = content["report"]["subsets"][0]["stands_for"]
+    shown = [stands_for[position] for position in content["gallery"][0]["positions"]]
+    assert shown == sorted(stands_for, reverse=True)[:2]
+
+
+def test_images_that_are_missing_or_broken_do_not_end_a_report(given, capsys):
+    (given / "images" / "0" / "00.png").unlink()
+    (given / "images" / "1" / "21.png").write_text("no image")
+    html = (write_report(given, subsets=("good",)) / "report.html").read_text()
+    assert data_in(html)["gallery"][0]["tiles"].count(None) == 2
+    assert "1 of 4 chosen images are not there" in capsys.readouterr().out
+
+
+def test_without_image_paths_the_page_has_no_gallery(given):
+    (given / "pool_paths.json").unlink()
+    content = data_in((write_report(given) / "report.html").read_text())
+    assert (content["gallery"], content["report"]["paths"]) == ([], {})
+
+
+def test_the_page_refers_to_nothing_outside_itself(given):
+    html = (write_report(given) / "report.html").read_text()
+    assert Page(html).addresses == ["data:,"]  # the icon, lest a browser looks for one
+    assert not re.search(r"@import|url\((?!\$\{dataUri)|fetch\(|XMLHttpRequest|import\(|WebSocket|sendBeacon", html)
+    assert "default-src 'none'" in html
+    assert set(re.findall(r"https?://[^\s\"']+", html)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+
+
+@pytest.mark.parametrize("name", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "&lt;"])
+def test_hostile_names_reach_the_page_as_text(name):
+    html = page({"report": {"paths": {"0": name}}, "gallery": []})
+    assert data_in(html)["report"]["paths"]["0"] == name
+    assert html.count("</script>") == page({}).count("</script>")
+    assert name not in html.split('id="data">')[1].split("</script>")[0]
+
+
+def test_scripts_of_the_page_make_no_html_of_strings():
+    for script in (Path(report.__file__).parents[1] / "evidence" / "page").glob("*.js"):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", script.read_text())
+
+
+def test_a_tsne_map_has_two_finite_numbers_a_sample():
+    where, axes = project("tsne", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32), 0, 30)
+    assert where.shape == (40, 2) and np.isfinite(where).all() and len(axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--eval_feature_path", "gone.npy"], "gone.npy is not there"),
+        (["--eval_feature_path", "narrow.npy"], "has 5 features a row, and the pool has 6"),
+        (["--eval_feature_path", "unlabelled.npy"], "unlabelled.npy needs a label for every sample"),
+        (["--random_seeds", "1"], "1 must be at least 2"),
+        (["--emd_samples", "0"], "0 must be at least 1"),
+        (["--duplicate_similarity", "1.5"], "1.5 must be at most 1"),
+        (["--map", "globe"], "invalid choice: 'globe'"),
+        (["--map", "tsne", "--map_samples", "5"], "--map tsne needs at least 20 samples, not 5"),
+    ],
+)
+def test_bad_options_give_one_clear_error_and_no_report(options, message, given):
+    np.save(given / "narrow.npy", np.ones((4, 6), np.float32))
+    write_features(given / "unlabelled.npy", 2, labelled=False)
+    options = [given / option if option.endswith(".npy") else option for option in options]
+    with pytest.raises(InputError, match=message):
+        write_report(given, *options)
+    assert not (given / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("good.json", "[0, 60]", "good.json holds 60, but the pool has images 0 to 59"),
+        ("good.json", "[1, 1]", "holds 1 2 times"),
+        ("good_losses.txt", "1.5\nlow\n", "good_losses.txt is not one number a line"),
+        ("pool_paths.json", '{"root": ".", "paths": []}', "does not list the 60 images"),
+    ],
+)
+def test_bad_files_give_one_clear_error_and_no_report(file, content, message, given):
+    (given / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        write_report(given)
+    assert not (given / "report").exists()
+
+
+def test_a_pool_without_labels_cannot_be_evaluated(given):
+    write_features(given / "pool.npy", 0, labelled=False)
+    with pytest.raises(InputError, match="needs a label for every sample of the pool"):
+        write_report(given, "--eval_feature_path", given / "held_out.npy")
+
+
+def test_a_bad_row_is_named_before_anything_is_written(given):
+    table = np.load(given / "pool.npy")
+    table[7, 2] = np.nan
+    np.save(given / "pool.npy", table)
+    with pytest.raises(InputError, match="row 7 of the features is not finite"):
+        write_report(given)
+    assert not list((given / "report").iterdir())
+
+
+def test_the_script_runs_as_documented(given, run_script):
+    options = ["--feature_path", given / "pool.npy", "--subset_ids", given / "good.json", "--output_dir", given / "r"]
+    done = run_script("data_selection/sample_tools/report.py", *options)
+    assert done.stdout.splitlines()[-1].startswith("wrote report.html, report.json and represents.npz to")
