@@ -1,7 +1,6 @@
 """The images to finetune on and to evaluate on, with the published recipe's transforms."""
 
 import argparse
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from common.command_line import InputError
 from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
 from common.output_files import read_json
+from common.subset_file import read_subset_ids
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
@@ -71,25 +71,10 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         train, classes = inaturalist(root, year, "train", args.inat_category, None)
         val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
     if args.data_set.endswith("SUBSET"):
-        train = Subset(train, read_subset_ids(args.subset_ids, len(train)))
+        listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
+        train = Subset(train, list(listed))
     train_transform(args)(train[0][0]), val[0]  # what cannot be read or has the wrong size shows before the work begins
     return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes))
-
-
-def read_subset_ids(path: str, n: int) -> list[int]:
-    """The chosen indices, in the file's order. Raises InputError unless they are distinct and inside 0..n - 1."""
-    ids = read_json(Path(path), "--subset_ids file")
-    if not isinstance(ids, list) or not all(type(index) is int for index in ids):
-        raise InputError(f"--subset_ids {path} is not one JSON list of whole numbers")
-    if not ids:
-        raise InputError(f"--subset_ids {path} is empty: there is nothing to train on")
-    outside = next((index for index in ids if not 0 <= index < n), None)
-    if outside is not None:
-        raise InputError(f"--subset_ids {path} holds {outside}, but the training split has images 0 to {n - 1}")
-    index, times = Counter(ids).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"--subset_ids {path} holds {index} {times} times; every index must stand in it once")
-    return ids
 
 
 def train_transform(args: argparse.Namespace) -> T.Compose:

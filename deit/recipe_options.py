@@ -128,7 +128,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-path", default="data", help="where CIFAR is downloaded to; the ImageNet or iNaturalist folder")
     add("--data-set", default="CIFAR10", choices=DATA_SETS)
     add("--inat-category", default="name", choices=INAT_CATEGORIES, help="level of the taxonomy that is the class")
-    add("--subset_ids", default="", help="JSON list of the chosen indices, for the ...SUBSET data sets")
+    add(
+        "--subset_ids",
+        default=[],
+        nargs="+",
+        metavar="JSON",
+        help="lists of the chosen indices, for the ...SUBSET data sets; of several files, all that they list",
+    )
 
     args = parser.parse_args(argv)
     args.opt = args.opt.lower()

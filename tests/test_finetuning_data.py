@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import TINY_VIT_OPTIONS, write_image, write_pool
-from finetuning_data import build_datasets, inaturalist, read_subset_ids
+from finetuning_data import build_datasets, inaturalist
 from main import main
 from recipe_options import parse_args
 from torchvision.datasets import CIFAR10
@@ -20,6 +20,14 @@ def test_only_the_training_split_is_restricted_to_the_subset(pool, tmp_path):
     data = build_datasets(args)
     assert (len(data.train), len(data.val), data.classes) == (3, 6, ["ant", "bee", "cat"])
     assert [data.train[position][1] for position in range(3)] == [2, 0, 1]
+
+
+def test_several_subsets_are_trained_on_together(pool, tmp_path):
+    (tmp_path / "labelled.json").write_text("[4, 20]")
+    (tmp_path / "chosen.json").write_text("[1, 20]")
+    args = parse_args(["--data-set", "IMNETSUBSET", "--data-path", str(pool), "--input-size", "32",
+                       "--subset_ids", str(tmp_path / "labelled.json"), str(tmp_path / "chosen.json")])  # fmt: skip
+    assert [build_datasets(args).train.indices] == [[4, 20, 1]]
 
 
 def test_imagenet_is_found_where_feature_extraction_looks_for_it(tmp_path):
@@ -53,30 +61,6 @@ def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_
         images, classes = inaturalist(inat, "2018", split, category, None)
         assert [images[row][1] for row in range(len(images))] == labels and len(classes) == nb_classes
         assert {images.dataset.index[row][1] for row in images.indices} == {file}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{}", "is not one JSON list of whole numbers"),
-        ("[1, 2.5]", "is not one JSON list of whole numbers"),
-        ("[true]", "is not one JSON list of whole numbers"),
-        ("[1, 2", "is not JSON"),
-        ("[]", "is empty"),
-        ("[3, 4, 3]", "holds 3 2 times"),
-        ("[0, 30]", "holds 30, but the training split has images 0 to 29"),
-        ("[-1]", "holds -1"),
-    ],
-)
-def test_an_unusable_subset_file_is_one_clear_line(content, message, tmp_path):
-    (tmp_path / "s.json").write_text(content)
-    with pytest.raises(InputError, match=message):
-        read_subset_ids(str(tmp_path / "s.json"), 30)
-
-
-def test_a_missing_subset_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="cannot read the --subset_ids file .*gone.json"):
-        read_subset_ids(str(tmp_path / "gone.json"), 30)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import torch
 from dense_reference import dense_select
 
 from activeft import select
-from activeft.command import budget_of
 from activeft.selection import drawn_rows
 from activeft.sharding import Sharding
+from choosing import budget_of
 from common.command_line import InputError
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
@@ -70,11 +70,19 @@ def test_two_processes_of_torchrun_choose_the_same_subset(feature_path):
     assert json.loads(path.read_text()) == GOLDEN[0]["ids"]
 
 
-def test_two_processes_choose_every_golden_subset_and_draw_the_batches_of_one(feature_path):
+def test_two_processes_choose_every_golden_subset_and_what_one_does_with_batches_and_labels(feature_path):
     output = feature_path.parent / "two"
     runs = [(case["script"], ["--feature_path", feature_path, *case["args"]]) for case in GOLDEN]
     batches = ["--feature_path", feature_path, "--percent", 15, "--batch_size", 300, "--max_iter", 10]
-    runs.append(("ActiveFT_ImageNet", batches))
+    (feature_path.parent / "labeled.json").write_text(json.dumps([3, 500, 999]))
+    known = [
+        "--labeled_ids",
+        feature_path.parent / "labeled.json",
+        "--exclude_ids",
+        feature_path.parent / "labeled.json",
+    ]
+    labels = ["--feature_path", feature_path, "--percent", 3, "--init", "fps", "--max_iter", 10, *known]
+    runs += [("ActiveFT_ImageNet", batches), ("ActiveFT_CIFAR", labels)]
     program = feature_path.with_name("runs.py")
     arguments = [(script, [str(option) for option in options]) for script, options in runs]
     program.write_text(f"""if True:
@@ -90,8 +98,8 @@ def test_two_processes_choose_every_golden_subset_and_draw_the_batches_of_one(fe
     """)
     done = two_processes(str(program))
     assert done.returncode == 0, done.stderr
-    alone = run_main("ActiveFT_ImageNet", *batches, "--output_dir", feature_path.parent)
-    expected = sorted([*(case["ids"] for case in GOLDEN), json.loads(alone.read_text())])
+    alone = [run_main(script, *options, "--output_dir", feature_path.parent) for script, options in runs[-2:]]
+    expected = sorted([*(case["ids"] for case in GOLDEN), *(json.loads(path.read_text()) for path in alone)])
     assert sorted(json.loads(path.read_text()) for path in output.glob("*.json")) == expected
 
 

@@ -14,7 +14,11 @@ GROUP = 64  # samples whose best is found before any are ranked
 
 
 def match_prototypes(
-    features: Tensor, centres: Tensor, sharding: Sharding | None = None, candidates: int = CANDIDATES
+    features: Tensor,
+    centres: Tensor,
+    sharding: Sharding | None = None,
+    candidates: int = CANDIDATES,
+    closed: Tensor | None = None,
 ) -> list[int]:
     """For j = 0 .. k-1 in order, the sample most similar to c_j that no earlier prototype took.
 
@@ -23,13 +27,16 @@ def match_prototypes(
 
     Args:
         features: unit rows (n, d), n >= k; of several processes, each gives its own.
-        centres: unit rows (k, d).
+        centres: rows (k, d). The most similar unit row has the largest product with c_j, and is the nearest to it.
+        closed: samples that must not be taken, (n,) of the whole pool; k others are left.
     Returns:
         k distinct indices into the pool, in the order of the prototypes.
     """
     sharding = sharding or Sharding(len(features))
     first_row = sharding.rows.start
     taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    if closed is not None:
+        taken |= closed[sharding.rows]
     chosen: dict[int, None] = {}  # in order
 
     def best_free(some: Tensor, m: int) -> list[list[int]]:

@@ -1,0 +1,46 @@
+"""K-means clusters of a pool, and the baseline that takes the sample nearest to each centre."""
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from torch import Tensor
+
+from activeft.known_samples import KnownSamples
+from activeft.matching import match_prototypes
+
+ITERATIONS = 100
+
+
+def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None = None) -> tuple[Tensor, Tensor]:
+    """K-means by scikit-learn, from one k-means++ start.
+
+    Args:
+        features: (n, d).
+        minibatch: rows an update is made from; None is Lloyd's algorithm on all of them.
+    Returns: the cluster of each sample (n,), int64, and the centres (count, d).
+    """
+    rows = features.cpu().numpy()
+    print(f"k-means: {len(rows)} samples into {count} clusters", flush=True)
+    if minibatch:
+        kmeans = MiniBatchKMeans(count, n_init=1, batch_size=minibatch, random_state=seed)
+    else:
+        kmeans = KMeans(count, n_init=1, max_iter=ITERATIONS, random_state=seed)
+    kmeans.fit(rows)
+    cluster = torch.from_numpy(kmeans.labels_.astype(np.int64)).to(features.device)
+    return cluster, torch.from_numpy(kmeans.cluster_centers_).to(features)
+
+
+def kmeans_samples(features: Tensor, k: int, seed: int, known: KnownSamples) -> list[int]:
+    """K-means: the sample nearest to each of k centres that no other centre took.
+
+    With m labelled samples there are k + m clusters, and the k largest of those that hold no labelled sample count.
+
+    Args:
+        features: unit rows (n, d).
+    """
+    count = k + len(known.labeled)
+    cluster, centres = clusters_of(features, count, seed)
+    size = torch.bincount(cluster, minlength=count)
+    size[cluster[list(known.labeled)]] = -1
+    largest = size.argsort(descending=True, stable=True)[:k]
+    return match_prototypes(features, centres[largest], closed=known.closed(len(features), features.device))

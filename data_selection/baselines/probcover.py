@@ -1,0 +1,82 @@
+"""ProbCover: balls around the chosen samples that cover as much of the pool as possible."""
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from activeft.known_samples import KnownSamples
+from baselines.clusters import clusters_of
+
+PURITY = 0.95
+PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from
+CHUNK_ELEMENTS = 1 << 22
+
+
+def probcover_samples(features: Tensor, k: int, radius: float, seed: int, known: KnownSamples) -> list[int]:
+    """ProbCover (Yehuda et al., NeurIPS 2022, algorithm 1): always the sample whose ball covers most of what is left.
+
+    Labelled samples cover their balls first. When all is covered, the rest is drawn at random. It takes up to 2 n^2
+    similarities; in memory are a few numbers a sample and a chunk of similarities, never the graph.
+
+    Args:
+        features: unit rows (n, d).
+        radius: delta, the Euclidean radius of the balls.
+    Returns: k distinct indices, in the order chosen.
+    """
+    n = len(features)
+    least = 1 - radius**2 / 2  # |a - b| <= delta is a . b >= 1 - delta^2 / 2
+    covered = torch.zeros(n, dtype=torch.bool, device=features.device)
+    closed = known.closed(n, features.device)
+    gain = torch.zeros(n, dtype=torch.int64, device=features.device)  # uncovered samples in each ball
+    for rows in tqdm(list(chunks(torch.arange(n), n)), desc="balls"):
+        gain += (features[rows.to(features.device)] @ features.T >= least).sum(dim=0)  # (chunk, n) -> (n,)
+
+    def cover(centre: int) -> None:
+        newly = ((features @ features[centre] >= least) & ~covered).nonzero().squeeze(1)
+        covered[newly] = True
+        for rows in chunks(newly, n):
+            gain.sub_((features[rows] @ features.T >= least).sum(dim=0))
+
+    for labeled in known.labeled:
+        cover(labeled)
+    chosen: list[int] = []
+    for _ in tqdm(range(k), desc="covering"):
+        best = int(gain.masked_fill(closed, -1).argmax())
+        if closed[best] or gain[best] <= 0:
+            break
+        chosen.append(best)
+        closed[best] = True
+        cover(best)
+    print(f"balls of radius {radius:.4f} cover {100 * covered.float().mean():.1f}% of the pool")
+    left = (~closed).nonzero().squeeze(1).tolist()
+    return chosen + random.Random(seed).sample(left, k - len(chosen))
+
+
+def purest_radius(features: Tensor, classes: int, seed: int) -> float:
+    """delta: the largest radius at which 95% of the balls are pure, with k-means clusters for classes, as in the paper.
+
+    A ball is pure as long as it is smaller than the distance from its centre to the nearest sample of another cluster.
+
+    Args:
+        features: unit rows (n, d). At most 10,000 of them, drawn at random, are the centres looked at.
+        classes: how many classes the task has.
+    """
+    n = len(features)
+    cluster, _ = clusters_of(features, classes, seed)
+    drawn = random.Random(seed).sample(range(n), min(n, PURITY_SAMPLES))
+    nearest = [
+        (features[rows] @ features.T).masked_fill_(cluster[rows, None] == cluster, -torch.inf).amax(dim=1)  # (chunk,)
+        for rows in chunks(torch.tensor(drawn, device=features.device), n)
+    ]
+    distance = (2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
+    # Just below the first distance at which more than 5% of the balls would reach another cluster.
+    impure = int((1 - PURITY) * len(distance))
+    return float(distance.sort().values[impure]) * (1 - 1e-6)
+
+
+def chunks(rows: Tensor, n: int) -> Iterator[Tensor]:
+    """Rows in portions whose similarities to n samples fit into memory."""
+    return iter(rows.split(max(1, CHUNK_ELEMENTS // n)))

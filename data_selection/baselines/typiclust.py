@@ -1,0 +1,66 @@
+"""TypiClust: the most typical sample of each cluster, the largest clusters first."""
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from activeft.known_samples import KnownSamples
+from baselines.clusters import clusters_of
+
+MOST_CLUSTERS = 500
+NEIGHBOURS = 20
+FEW_CLUSTERS = 50  # up to so many, k-means sees all samples at every step
+MINIBATCH = 5000
+TINY_CLUSTER = 5  # what is no larger is left out, as long as there are others
+CHUNK_ELEMENTS = 1 << 22
+
+
+def typiclust_samples(features: Tensor, k: int, seed: int, known: KnownSamples) -> list[int]:
+    """TypiClust (Hacohen et al., ICML 2022, algorithm 1), with the settings of its published code.
+
+    K-means gives as many clusters as samples will be labelled, at most 500. Those with the fewest labelled samples come
+    first, and of these the largest; each in turn gives its most typical sample, round after round.
+
+    Args:
+        features: unit rows (n, d).
+    Returns: k distinct indices, in the order chosen.
+    """
+    count = min(k + len(known.labeled), MOST_CLUSTERS)
+    cluster, _ = clusters_of(features, count, seed, MINIBATCH if count > FEW_CLUSTERS else None)
+    labeled = torch.bincount(cluster[list(known.labeled)], minlength=count).tolist()
+    size = torch.bincount(cluster, minlength=count).tolist()
+    order = sorted(range(count), key=lambda c: (size[c] <= TINY_CLUSTER, labeled[c], -size[c]))
+    closed = known.closed(len(features), features.device)
+    open_by_typicality = {}
+    for c in tqdm(order, desc="typicality"):
+        members = (cluster == c).nonzero().squeeze(1)
+        ranked = members[typicality(features[members]).argsort(descending=True, stable=True)]
+        open_by_typicality[c] = iter(ranked[~closed[ranked]].tolist())
+    chosen: list[int] = []
+    large = [c for c in order if size[c] > TINY_CLUSTER]
+    for clusters in (large, [c for c in order if size[c] <= TINY_CLUSTER]):
+        while clusters and len(chosen) < k:
+            given = [(c, next(open_by_typicality[c], None)) for c in clusters[: k - len(chosen)]]
+            chosen += [sample for _, sample in given if sample is not None]
+            exhausted = {c for c, sample in given if sample is None}
+            clusters = [c for c in clusters if c not in exhausted]
+    return chosen
+
+
+def typicality(members: Tensor) -> Tensor:
+    """The inverse of the mean distance to the 20 nearest others, in small clusters to half of them (paper, eq. 1).
+
+    Args:
+        members: unit rows of one cluster (c, d).
+    Returns: (c,)
+    """
+    neighbours = min(NEIGHBOURS, len(members) // 2)
+    if neighbours < 1:
+        return torch.ones(len(members), device=members.device)
+    chunk = max(1, CHUNK_ELEMENTS // len(members))
+    nearest = [
+        (rows @ members.T).topk(neighbours + 1, dim=1).values[:, 1:]  # (chunk, d) x (d, c) -> (chunk, 20); not itself
+        for rows in members.split(chunk)
+    ]
+    distance = (2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
+    return 1 / (distance.mean(dim=1) + 1e-5)

@@ -1,0 +1,208 @@
+"""Each baseline against its definition, worked out naively on small pools."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import baseline
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from activeft.initialisation import farthest_points
+from activeft.known_samples import KnownSamples
+from baselines.clusters import clusters_of, kmeans_samples
+from baselines.herding import herding_samples
+from baselines.probcover import probcover_samples, purest_radius
+from baselines.typiclust import typicality, typiclust_samples
+from common.command_line import InputError
+
+NOTHING = KnownSamples()
+
+
+def gaussian(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(gaussian(n, d, seed), dim=1)
+
+
+def planted_clusters(*sizes: int, spread: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows around the axes, and the axis of each."""
+    cluster = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return F.normalize(torch.eye(len(sizes))[cluster] + spread * gaussian(len(cluster), len(sizes)), dim=1), cluster
+
+
+def test_coreset_always_takes_the_sample_farthest_from_chosen_and_labelled_ones():
+    rows = gaussian(60, 5)
+    known = KnownSamples(labeled=(7, 20), excluded=(3,))
+    distance = torch.cdist(rows.double(), rows.double())
+    expected = []
+    for _ in range(10):
+        to_chosen = distance[:, [7, 20, *expected]].amin(dim=1)
+        to_chosen[[7, 20, 3, *expected]] = -1
+        expected.append(int(to_chosen.argmax()))
+    assert farthest_points(rows, 10, seed=0, known=known) == expected
+
+
+def test_coreset_covers_within_twice_the_smallest_possible_radius():
+    rows = gaussian(14, 3)
+    distance = torch.cdist(rows, rows)
+    best = min(distance[:, centres].amin(dim=1).max() for centres in combinations(range(14), 4))
+    for seed in range(5):
+        assert distance[:, farthest_points(rows, 4, seed)].amin(dim=1).max() <= 2 * best
+
+
+def test_herding_brings_the_mean_of_the_chosen_nearest_to_that_of_the_pool():
+    pool = unit(80, 6)
+    known = KnownSamples(labeled=(1, 2), excluded=(5,))
+    chosen = [1, 2]
+    for _ in range(12):
+        distances = [
+            (pool[[*chosen, other]].mean(dim=0) - pool.mean(dim=0)).norm() if other not in (5, *chosen) else torch.inf
+            for other in range(80)
+        ]
+        chosen.append(int(torch.tensor(distances).argmin()))
+    assert herding_samples(pool, 12, known) == chosen[2:]
+
+
+def test_kmeans_takes_the_sample_nearest_to_the_mean_of_each_cluster():
+    pool, cluster = planted_clusters(30, 20, 10)
+    nearest = [
+        int(members[(pool[members] - pool[members].mean(dim=0)).norm(dim=1).argmin()])
+        for members in ((cluster == c).nonzero().squeeze(1) for c in range(3))
+    ]
+    assert sorted(kmeans_samples(pool, 3, 0, NOTHING)) == nearest
+
+
+def test_kmeans_leaves_clusters_with_labelled_samples_to_them():
+    pool, cluster = planted_clusters(30, 20, 10, 5)
+    labeled = int((cluster == 0).nonzero()[0])
+    chosen = kmeans_samples(pool, 3, 0, KnownSamples(labeled=(labeled,)))
+    assert sorted(cluster[chosen].tolist()) == [1, 2, 3]
+
+
+def test_typicality_is_the_inverse_mean_distance_to_half_of_a_small_cluster():
+    angles = torch.tensor([0.0, 0.1, 0.3, 0.9]).double()
+    members = torch.stack([angles.cos(), angles.sin()], dim=1)
+    chord = lambda angle: 2 * np.sin(angle / 2)  # noqa: E731
+    expected = [
+        2 / (chord(0.1) + chord(0.3)),
+        2 / (chord(0.1) + chord(0.2)),
+        2 / (chord(0.2) + chord(0.3)),
+        2 / (chord(0.6) + chord(0.8)),
+    ]
+    assert typicality(members).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_typiclust_takes_the_most_typical_of_the_largest_clusters_without_labels_first():
+    pool, cluster = planted_clusters(40, 30, 20, 10)
+    labeled = int((cluster == 1).nonzero()[0])
+    chosen = typiclust_samples(pool, 3, 0, KnownSamples(labeled=(labeled,)))
+    assert cluster[chosen].tolist() == [0, 2, 3]
+    for sample in chosen:
+        members = (cluster == cluster[sample]).nonzero().squeeze(1)
+        assert sample == members[typicality(pool[members]).argmax()]
+
+
+def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypatch):
+    monkeypatch.setattr("baselines.typiclust.MOST_CLUSTERS", 2)
+    pool, cluster = planted_clusters(12, 8)
+    assert cluster[typiclust_samples(pool, 6, 0, NOTHING)].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("chunk", [100, 1 << 22])
+def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
+    monkeypatch.setattr("baselines.probcover.CHUNK_ELEMENTS", chunk)
+    pool = unit(70, 4)
+    inside = torch.cdist(pool.double(), pool.double()) <= 0.6
+    left = ~inside[9]
+    expected = []
+    for _ in range(6):
+        gain = (inside & left).sum(dim=1)
+        gain[[9, 4, *expected]] = -1
+        expected.append(int(gain.argmax()))
+        left &= ~inside[expected[-1]]
+    assert probcover_samples(pool, 6, 0.6, 0, KnownSamples(labeled=(9,), excluded=(4,))) == expected
+
+
+def test_probcover_draws_the_rest_at_random_when_all_is_covered():
+    pool, cluster = planted_clusters(10, 10)
+    some, others = (probcover_samples(pool, 8, 0.5, seed, NOTHING) for seed in (0, 1))
+    assert sorted(cluster[some[:2]].tolist()) == [0, 1]
+    assert some[:2] == others[:2] and some[2:] != others[2:]
+    assert len(set(some)) == 8
+
+
+def test_probcovers_radius_is_the_largest_at_which_95_percent_of_the_balls_are_pure():
+    pool, _ = planted_clusters(50, 50, spread=0.3)
+    radius = purest_radius(pool, 2, seed=0)
+    distance = torch.cdist(pool.double(), pool.double())
+    found, _ = clusters_of(pool, 2, seed=0)
+
+    def pure(delta: float) -> float:
+        return np.mean([len(set(found[distance[i] <= delta].tolist())) == 1 for i in range(100)])
+
+    assert pure(radius) >= 0.95 > pure(1.001 * radius)
+
+
+@pytest.fixture
+def feature_path(tmp_path: Path) -> Path:
+    features, labels = planted_clusters(50, 40, 30, 20, 10, spread=0.2)
+    np.save(tmp_path / "planted_train.npy", torch.column_stack([features, labels]).numpy().astype(np.float32))
+    return tmp_path / "planted_train.npy"
+
+
+def choose(feature_path: Path, *options: object) -> list[int]:
+    common = ["--feature_path", feature_path, "--output_dir", feature_path.parent, "--device", "cpu"]
+    return json.loads(baseline.main([str(option) for option in (*common, *options)]).read_text())
+
+
+def test_coreset_sees_the_features_as_extracted_and_fds_their_directions(feature_path):
+    table = np.load(feature_path)
+    table[33, :-1] *= 100
+    np.save(feature_path, table)
+    assert 33 in choose(feature_path, "--method", "coreset", "--percent", 2)
+    assert choose(feature_path, "--method", "fds", "--percent", 2) == sorted(
+        farthest_points(F.normalize(torch.from_numpy(table[:, :-1]), dim=1), 3, seed=0)
+    )
+
+
+@pytest.mark.parametrize("method", baseline.METHODS)
+def test_the_same_seed_gives_the_same_ascending_indices(method, feature_path):
+    chosen = choose(feature_path, "--method", method, "--percent", 10, "--seed", 3)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 15
+    assert chosen == choose(feature_path, "--method", method, "--percent", 10, "--seed", 3)
+
+
+@pytest.mark.parametrize("method", baseline.METHODS)
+def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature_path):
+    (feature_path.parent / "L.json").write_text(json.dumps(list(range(15))))
+    (feature_path.parent / "X.json").write_text(json.dumps(list(range(10, 45))))
+    known = ["--labeled_ids", feature_path.parent / "L.json", "--exclude_ids", feature_path.parent / "X.json"]
+    assert choose(feature_path, "--method", method, "--percent", 70, *known) == list(range(45, 150))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "best"], "--method"),
+        (["--method", "kmeans", "--delta", 0.5], "--delta is of probcover"),
+        (["--method", "probcover", "--delta", 3], "--delta"),
+        (["--method", "probcover", "--delta", 0.5, "--num_classes", 4], "leave one of them out"),
+    ],
+)
+def test_bad_options_give_one_clear_error(options, message, feature_path):
+    with pytest.raises(InputError, match=message):
+        choose(feature_path, *options)
+
+
+def test_probcover_without_labels_asks_for_the_number_of_classes(feature_path):
+    table = np.load(feature_path)
+    table[:, -1] = -1
+    np.save(feature_path, table)
+    with pytest.raises(InputError, match="--num_classes is needed"):
+        choose(feature_path, "--method", "probcover")
+    assert len(choose(feature_path, "--method", "probcover", "--num_classes", 5)) == 3

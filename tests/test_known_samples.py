@@ -1,0 +1,153 @@
+"""Labelled samples, excluded samples and nested budgets, in ActiveFT and all baselines."""
+
+import json
+from pathlib import Path
+
+import ActiveFT_CIFAR
+import baseline
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dense_reference import dense_loss
+
+from activeft import select
+from activeft.initialisation import random_samples
+from activeft.known_samples import KnownSamples
+from common.command_line import InputError
+
+METHODS = ("activeft", *baseline.METHODS)
+
+
+@pytest.fixture
+def feature_path(tmp_path: Path) -> Path:
+    random = np.random.RandomState(0)
+    labels = random.randint(6, size=200)
+    features = random.randn(6, 8)[labels] + 0.5 * random.randn(200, 8)
+    np.save(tmp_path / "pool_train.npy", np.column_stack([features, labels]).astype(np.float32))
+    return tmp_path / "pool_train.npy"
+
+
+def run(method: str, feature_path: Path, *options: object) -> Path:
+    common = ["--feature_path", feature_path, "--output_dir", feature_path.parent / "out", "--device", "cpu"]
+    if method == "activeft":
+        return ActiveFT_CIFAR.main([str(option) for option in (*common, "--max_iter", 20, *options)])
+    return baseline.main([str(option) for option in ("--method", method, *common, *options)])
+
+
+def write_ids(feature_path: Path, name: str, ids: object) -> Path:
+    path = feature_path.with_name(name)
+    path.write_text(json.dumps(ids))
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labelled_and_excluded_samples_are_never_chosen(method, feature_path):
+    free = json.loads(run(method, feature_path, "--percent", 5).read_text())
+    labeled = write_ids(feature_path, "labeled.json", free[:5])
+    excluded = write_ids(feature_path, "excluded.json", free[3:])
+    path = run(method, feature_path, "--percent", 5, "--labeled_ids", labeled, "--exclude_ids", excluded)
+    chosen = json.loads(path.read_text())
+    assert len(chosen) == 10 and not set(chosen) & set(free)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nested_budgets_contain_each_other(method, feature_path):
+    path = run(method, feature_path, "--nested", "2,5,10")
+    subsets = sorted((json.loads(p.read_text()) for p in path.parent.glob("*.json")), key=len)
+    assert [len(subset) for subset in subsets] == [4, 10, 20]
+    assert set(subsets[0]) < set(subsets[1]) < set(subsets[2])
+    assert json.loads(path.read_text()) == subsets[2] == sorted(subsets[2])
+    alone = run(method, feature_path, "--percent", 2)
+    assert json.loads(alone.read_text()) == subsets[0]
+
+
+def test_labelled_samples_are_fixed_prototypes_of_the_objective():
+    features = F.normalize(torch.randn(300, 10, generator=torch.Generator().manual_seed(0)), dim=1)
+    labeled = [5, 80, 200, 201]
+    theta = features[random_samples(300, 12, 0, KnownSamples(tuple(labeled)))].clone().requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=0.001)
+    losses = []
+    for _ in range(30):
+        loss = dense_loss(features, torch.cat([theta, features[labeled]]), tau=0.07, balance=1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    ours = select(features, 12, max_iter=30, labeled=labeled, device="cpu")
+    assert ours.losses == pytest.approx(losses, rel=1e-5)
+    assert torch.allclose(ours.prototypes, F.normalize(theta.detach(), dim=1), atol=1e-5)
+
+
+def test_activeft_stays_away_from_a_labelled_cluster():
+    axis = torch.repeat_interleave(torch.arange(4), 25)
+    noise = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    features = torch.eye(4)[axis] + 0.1 * noise
+    labeled = list(range(25))  # all of the first cluster
+    chosen = select(features, 3, init="fps", labeled=labeled, max_iter=50, device="cpu").indices
+    assert axis[chosen].tolist() == [1, 2, 3]
+
+
+def test_a_random_draw_beside_labelled_samples_is_not_a_shift_of_the_first():
+    first = random_samples(10_000, 100, seed=0)
+    second = random_samples(10_000, 100, seed=0, known=KnownSamples(labeled=tuple(first)))
+    near = sum(min(abs(b - a) for a in first) <= 1 for b in second)
+    assert near < 15  # by chance 2 in 100
+
+
+def test_file_names_tell_apart_what_was_known(feature_path):
+    some = write_ids(feature_path, "some.json", [1, 2])
+    others = write_ids(feature_path, "others.json", [1, 3])
+    options = [[], ["--labeled_ids", some], ["--labeled_ids", others], ["--exclude_ids", some]]
+    names = {run("activeft", feature_path, "--percent", 5, *known).name for known in options}
+    assert len(names) == len(options)
+
+
+def test_the_loss_of_every_iteration_is_kept_beside_the_subset(feature_path):
+    path = run("activeft", feature_path, "--percent", 5)
+    losses = np.loadtxt(path.with_name(f"{path.stem}_losses.txt"))
+    assert losses.shape == (20,) and losses[-1] < losses[0]
+
+
+def test_observers_see_the_prototypes_before_the_first_step_and_after_each(feature_path):
+    seen = []
+    features = np.load(feature_path)[:, :-1]
+    result = select(features, 5, max_iter=3, device="cpu", observe=lambda step, rows: seen.append((step, rows.clone())))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    start = F.normalize(torch.from_numpy(features[random_samples(200, 5, 0)]), dim=1)
+    assert torch.allclose(seen[0][1], start, atol=1e-6)
+    assert torch.equal(seen[-1][1], result.prototypes) and not torch.allclose(seen[1][1], seen[0][1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nested", "5,2"], "ascending"),
+        (["--nested", "5,5"], "ascending"),
+        (["--nested", "2,x"], "--nested"),
+        (["--nested", "5,5.1"], "two of the budgets are 10 of 200"),
+        (["--nested", "2,5", "--percent", "2"], "not allowed with"),
+        (["--nested", "2,5", "--filename", "one.json"], "leave one of them out"),
+        (["--labeled_ids", "gone.json"], "gone.json"),
+    ],
+)
+@pytest.mark.parametrize("method", ["activeft", "random"])
+def test_bad_options_give_one_clear_error_and_write_nothing(method, options, message, feature_path):
+    with pytest.raises(InputError, match=message):
+        run(method, feature_path, *options)
+    assert not (feature_path.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [([200], "0 to 199"), ([1, 1], "2 times"), (["1"], "whole numbers"), (7, "one JSON list")]
+)
+@pytest.mark.parametrize("option", ["--labeled_ids", "--exclude_ids"])
+def test_bad_lists_give_one_clear_error(option, ids, message, feature_path):
+    with pytest.raises(InputError, match=f"{option} .*{message}"):
+        run("activeft", feature_path, option, write_ids(feature_path, "ids.json", ids))
+
+
+def test_a_budget_beyond_what_is_left_is_an_error(feature_path):
+    excluded = write_ids(feature_path, "excluded.json", list(range(150)))
+    with pytest.raises(InputError, match="of which 150 are labelled or excluded: it must be from 1 to 50"):
+        run("kmeans", feature_path, "--percent", 30, "--exclude_ids", excluded)
