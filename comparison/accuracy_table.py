@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from protocols import METHODS
-from published import REPORTED, ROWS, published_accuracy
+from published import COLUMNS, REPORTED, ROWS, published_accuracy
 from significance import LEVEL, best_of, marks, mean_and_std, welch
 from stages import Cell
 
@@ -43,8 +43,11 @@ def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
     return columns
 
 
-def markdown(dataset: str, results: Sequence[Result], seeds: int) -> str:
-    """The whole table. seeds: how many there are to be of each cell; those that rest on fewer say so."""
+def markdown(dataset: str, results: Sequence[Result], seeds: int, finetuning: str) -> str:
+    """The whole table.
+
+    seeds: how many there are to be of each cell; those that rest on fewer say so. finetuning: the options of it.
+    """
     images = {result.cell.percent: result.images for result in results}
     tables = columns_of(results)
     blocks = [f"# {dataset}: top-1 accuracy in %"]
@@ -57,7 +60,7 @@ def markdown(dataset: str, results: Sequence[Result], seeds: int) -> str:
                 rows.append([METHODS.get(method, method), *cells])
         blocks.append(f"**{READOUT_TITLES[readout]}**")
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return "\n\n".join([*blocks, legend(dataset, seeds), *standing(tables)]) + "\n"
+    return "\n\n".join([*blocks, legend(dataset, seeds, finetuning), *standing(tables)]) + "\n"
 
 
 def cell_text(dataset: str, readout: str, method: str, percent: float, column: Column, seeds: int) -> str:
@@ -79,21 +82,25 @@ def spread(mean: float, std: float | None) -> str:
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
-def legend(dataset: str, seeds: int) -> str:
-    text = (
-        f"Mean ± sample standard deviation over {seeds} seeds, which draw the subset and the training alike; accuracy "
-        "on the whole test or validation split after the last epoch. Bold: the highest mean of a column, and every "
-        "method that is not significantly below it. ▲, ▼: significantly above, below Random. Significant: p < "
-        f"{LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of comparisons. A method "
-        "that takes no seed chooses the same every time, and has no spread in a readout of frozen features."
-    )
+def legend(dataset: str, seeds: int, finetuning: str) -> str:
+    """What the numbers and marks mean, as a list."""
+    lines = [
+        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of the choice and the training alike.",
+        f"Accuracy on the whole test or validation split. Finetuned with `{finetuning}`; the last epoch counts.",
+        "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
+        "▲, ▼: significantly above, below Random.",
+        f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "
+        "comparisons. A choice that takes no seed is the same every time: its frozen readouts have no spread.",
+    ]
+    if any(dataset == of for of, _ in COLUMNS):
+        lines.append("In round brackets: published, mean ± standard deviation of 3 runs.")
     if dataset in REPORTED:
-        text += f" In round brackets: published. Users of the published code reported {REPORTED[dataset]}."
-    return text
+        lines.append(f"Users of the published code reported {REPORTED[dataset]}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def standing(tables: dict[str, dict[float, Column]]) -> list[str]:
-    """In plain sentences, where ActiveFT is not the best, and where it is not better than chance."""
+    """In plain sentences, where another method is ahead of ActiveFT, and where it is no better than chance."""
     columns = {
         f"{readout}, {percent:g}%": column
         for readout, by_percent in tables.items()
@@ -103,15 +110,12 @@ def standing(tables: dict[str, dict[float, Column]]) -> list[str]:
     if not columns:
         return []
     behind = [line for title, column in columns.items() if (line := shortfall(title, column))]
-    text = f"ActiveFT has the highest mean in {len(columns) - len(behind)} of {len(columns)} columns"
-    paragraphs = [f"{text}; not in these:\n\n" + "\n".join(behind) if behind else f"{text}."]
-    no_better = [
-        title
-        for title, column in columns.items()
-        if "random" in column and marks(column)["activeft"].against_random != "▲"
-    ]
-    if no_better:
-        paragraphs.append(f"It is not significantly above Random in: {'; '.join(no_better)}.")
+    ahead = f"In {len(columns) - len(behind)} of {len(columns)} columns no method has a higher mean than ActiveFT."
+    paragraphs = ["\n".join([f"{ahead} In the others:\n", *behind]) if behind else ahead]
+    against_random = {title: marks(column)["activeft"].against_random for title, column in columns.items()}
+    not_above = [title for title, column in columns.items() if "random" in column and against_random[title] != "▲"]
+    if not_above:
+        paragraphs.append(f"ActiveFT is not significantly above Random in: {'; '.join(not_above)}.")
     return paragraphs
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = ["torch", "timm", "torchvision", "torch.utils.data", "sklearn.cluster", "sklearn.linear_model",
              "sklearn.neighbors", "sklearn.preprocessing", "scipy.stats", "matplotlib.pyplot"]  # fmt: skip
 SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
-LAST_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,8 @@ def run_jobs(jobs: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: 
     finished = {job for job in jobs if is_finished(job)}
     waiting = [job for job in jobs if job not in finished]
     stale = sum(recorded(job).get("commands", job.commands) != job.commands for job in waiting)
-    print(
-        f"{len(jobs)} commands: {len(finished)} are finished" + f", {stale} were run differently before" * bool(stale)
-    )
+    again = f", {stale} of them again, with other options" if stale else ""
+    print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
     context = fork_server()
     with tqdm(total=len(jobs), initial=len(finished), unit="cmd", smoothing=0) as bar, processes() as running:
         while waiting or running:
@@ -139,9 +138,9 @@ def run_jobs(jobs: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: 
 
 
 def failure(job: Job, code: int) -> str:
-    last = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
-    said = " / ".join(line.strip() for line in last) or "it said nothing"
-    return f"{job.name} ended with exit code {code}: {said}; the command was {job.command}, its log is {job.log}"
+    log = job.log.read_text(errors="replace") if job.log.is_file() else ""
+    said = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "it did not start")
+    return f"{job.name} ended with exit code {code}: {said}; the command and all it said are in {job.log}"
 
 
 @contextmanager
@@ -152,7 +151,8 @@ def processes() -> Iterator[dict[int, tuple[Job, BaseProcess, Mapping[str, str],
         yield running
     finally:
         if running:
-            tqdm.write(f"stopping {len(running)} commands; the same command goes on with them", file=sys.stderr)
+            names = "; ".join(job.name for job, *_ in running.values())
+            tqdm.write(f"stopping {names}: the same command goes on from here", file=sys.stderr)
         for _, process, *_ in running.values():
             process.terminate()
         for _, process, *_ in running.values():
@@ -174,15 +174,25 @@ def run_script(script: str, options: str, log: str, environment: dict[str, str])
         os.setsid()  # Ctrl-C in the terminal is for the driver alone, which then asks its commands to save
     multiprocessing.set_start_method(None, force=True)  # for its own workers the default, not the fork server's
     threading.Thread(target=end_with_driver, daemon=True).start()
+    start, _, name = script.partition("/")
     log_file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(log_file, f"$ (cd {start} && python {name} {options})\n".encode())
     os.dup2(log_file, 1)
     os.dup2(log_file, 2)
     os.environ.update(environment)
-    start, _, name = script.partition("/")
     os.chdir(ROOT / start)
     sys.argv = [name, *shlex.split(options)]
     sys.path[0] = str((ROOT / script).parent)
-    runpy.run_path(name, run_name="__main__")
+    status = None
+    try:
+        runpy.run_path(name, run_name="__main__")
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # Only now, when what the script held is let go: data loading workers end with their loader, not before.
+    sys.exit(status)
 
 
 def end_with_driver() -> None:

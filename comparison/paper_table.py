@@ -111,7 +111,7 @@ def result_of(cell: Cell, job: Job) -> Result:
 def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None:
     """Print the table, and write it as text, as numbers and as a picture."""
     output_dir = make_output_dir(protocol.output_dir)
-    table = markdown(dataset, results, len(protocol.seeds))
+    table = markdown(dataset, results, len(protocol.seeds), protocol.finetuning)
     print(f"\n{table}")
     with whole_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind_from_stats
 
 LEVEL = 0.05
 
@@ -30,14 +30,10 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """
     if min(len(first), len(second)) < 2:
         return None
-    if len(set(first)) == len(set(second)) == 1:
-        return float(first[0] == second[0])
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
-
-
-def differ(first: Sequence[float], second: Sequence[float]) -> bool:
-    p = welch(first, second)
-    return p is not None and p < LEVEL
+    (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
+    if std1 == std2 == 0:
+        return float(mean1 == mean2)
+    return float(ttest_ind_from_stats(mean1, std1, len(first), mean2, std2, len(second), equal_var=False).pvalue)
 
 
 def best_of(column: Mapping[str, Sequence[float]]) -> str:
@@ -46,13 +42,20 @@ def best_of(column: Mapping[str, Sequence[float]]) -> str:
 
 
 def marks(column: Mapping[str, Sequence[float]]) -> dict[str, Marks]:
-    """What to mark in one column: {method: its accuracies}. A method that cannot be tested is not marked."""
-    best = best_of(column)
-    marked = {}
-    for method, values in column.items():
-        p = welch(values, column[best])
-        against_random = ""
-        if method != "random" and "random" in column and differ(values, column["random"]):
-            against_random = "▲" if statistics.fmean(values) > statistics.fmean(column["random"]) else "▼"
-        marked[method] = Marks(method == best or (p is not None and p >= LEVEL), against_random)
-    return marked
+    """What to mark in one column: {method: its accuracies}. Without a test only the highest mean is marked."""
+    best = column[best_of(column)]
+    return {
+        method: Marks(
+            best=statistics.fmean(values) == statistics.fmean(best) or (welch(values, best) or 0) >= LEVEL,
+            against_random=direction(values, column["random"]) if "random" in column else "",
+        )
+        for method, values in column.items()
+    }
+
+
+def direction(values: Sequence[float], others: Sequence[float]) -> str:
+    """▲ when the values are significantly above the others, ▼ below, '' when neither can be said."""
+    p = welch(values, others)
+    if p is None or p >= LEVEL:
+        return ""
+    return "▲" if statistics.fmean(values) > statistics.fmean(others) else "▼"

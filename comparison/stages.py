@@ -65,7 +65,7 @@ def selection(protocol: Protocol, features: Job, method: str, percent: float, se
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
     options = [
         f"{which} --feature_path {typed(features.result, 'data_selection')} --percent {percent:g} --seed {seed}",
-        f"--output_dir {typed(folder, 'data_selection')} --filename subset.json",
+        f"{protocol.device} --output_dir {typed(folder, 'data_selection')} --filename subset.json",
     ]
     name = f"{METHODS[method]} {percent:g}% seed {seed}, subset"
     script = f"data_selection/sample_tools/{script}"
