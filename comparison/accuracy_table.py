@@ -24,7 +24,11 @@ Column = dict[str, list[float]]  # {method: its accuracies, one a seed}
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell: top-1 accuracy in percent after the last epoch, and the number of labelled images."""
+    """What came of a cell.
+
+    acc1: top-1 in percent after the last epoch. images: how many are labelled. seconds: of the last go at its command.
+    commands: all that lead to it.
+    """
 
     cell: Cell
     acc1: float
