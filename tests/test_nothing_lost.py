@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,7 +67,9 @@ for line in sys.stdin:
     status = 1
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        main(json.loads(line))
+        environment, arguments = json.loads(line)
+        os.environ.update(environment)
+        main(arguments)
         status = 0
     except SystemExit as ending:
         status = ending.code
@@ -86,13 +89,13 @@ class Nursery:
         self._say([str(ROOT), str(ROOT / "deit")])
         return self
 
-    def _say(self, what: list[str]) -> None:
+    def _say(self, what: object) -> None:
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
 
-    def start(self, arguments: list[str]) -> int:
+    def start(self, arguments: list[str], **environment: str) -> int:
         """Returns: the process id of the run."""
-        self._say(arguments)
+        self._say([environment, arguments])
         return int(self.process.stdout.readline())
 
     def exit_code(self) -> int:
@@ -128,6 +131,33 @@ def test_a_run_killed_twenty_times_at_random_moments_ends_with_the_bits_of_an_un
                 break
             kills += 1
     assert kills >= KILLS
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_two_processes_killed_together_end_with_the_bits_of_two_that_were_not(pool, backbone, tmp_path):
+    with Nursery() as first, Nursery() as second:
+
+        def start(out: Path) -> list[int]:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+            return [
+                nursery.start(
+                    options(pool, backbone, out, "--epochs", 24), RANK=str(rank), LOCAL_RANK=str(rank), **meeting
+                )
+                for rank, nursery in enumerate((first, second))
+            ]
+
+        start(tmp_path / "undisturbed")
+        assert (first.exit_code(), second.exit_code()) == (0, 0)
+        for kill in range(3):
+            children = start(tmp_path / "killed")
+            wait_for_log(tmp_path / "killed", 6 * (kill + 1))
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            assert (first.exit_code(), second.exit_code()) == (-signal.SIGKILL, -signal.SIGKILL)
+        start(tmp_path / "killed")
+        assert (first.exit_code(), second.exit_code()) == (0, 0)
     assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
 
 

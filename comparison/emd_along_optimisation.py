@@ -1,0 +1,120 @@
+"""Does the Earth Mover's Distance between chosen images and pool fall while ActiveFT optimises, as its theorem says?
+
+    python comparison/emd_along_optimisation.py --feature_path demo/output/table/features/digits_train.npy --percent 2 5
+
+draws, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
+that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "data_selection")]
+
+from activeft.initialisation import random_samples
+from activeft.matching import match_prototypes
+from activeft.selection import select, unit_rows
+from choosing import budget_of, percentage
+from common.command_line import ArgumentParser, number, pick_device, run
+from common.output_files import make_output_dir, whole_file, write_json
+from evidence.measures import earth_movers_distance
+from feature_file import read_features
+
+EVERY = 10  # iterations between two points of a curve
+CURVES = {"prototypes": "tab:gray", "images": "tab:blue"}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser("Draw the Earth Mover's Distance between subset and pool along the optimisation.")
+    add = parser.add_argument
+    add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
+    add("--percent", nargs="+", default=["2"], type=percentage, help="budgets in percent of the pool")
+    add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=int)
+    add("--max_iter", default=300, type=number(int, 1))
+    add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")
+    add("--output_dir", default="emd")
+    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    return parser.parse_args(argv)
+
+
+def distances_along(
+    pool: Tensor, budget: int, seed: int, max_iter: int, sample: Tensor
+) -> dict[str, list[tuple[int, float]]]:
+    """The distance to the sample (m, d), at every 10th iteration and the last: [(iteration, distance), ...] a curve."""
+    curves: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
+
+    def observe(iteration: int, prototypes: Tensor) -> None:
+        if iteration % EVERY == 0 or iteration == max_iter:
+            images = pool[match_prototypes(pool, prototypes)]
+            for name, rows in (("prototypes", prototypes), ("images", images)):
+                curves[name].append((iteration, earth_movers_distance(rows, sample)))
+
+    select(pool, budget, seed=seed, max_iter=max_iter, device=str(pool.device), observe=observe)
+    return curves
+
+
+def draw(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
+    """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
+    figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
+    for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):
+        for name, colour in CURVES.items():
+            mean, std = distances[name].mean(axis=0), distances[name].std(axis=0)
+            axis.plot(iterations, mean, color=colour, label=name)
+            axis.fill_between(iterations, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        of_random = distances["random"]
+        axis.axhline(of_random.mean(), color="tab:orange", linestyle="--", label="random images")
+        axis.axhspan(*(of_random.mean() + of_random.std() * np.array([-1, 1])), color="tab:orange", alpha=0.12)
+        axis.set(title=f"{budget} images", xlabel="iteration", ylabel="Earth Mover's Distance to the pool")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with whole_file(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Returns: the path of the picture."""
+    args = parse_args(argv)
+    features, _ = read_features(args.feature_path)
+    n = len(features)
+    budgets = [budget_of(n, percent) for percent in args.percent]
+    folder = make_output_dir(args.output_dir)
+    pool = unit_rows(features, pick_device(args.device))  # (n, d)
+    sample = pool[torch.tensor(random_samples(n, min(n, args.emd_samples), seed=0))]  # (m, d)
+    results: dict[int, dict[str, np.ndarray]] = {}
+    with tqdm(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
+        for budget in budgets:
+            runs, of_random = [], []
+            for seed in args.seeds:
+                runs.append(distances_along(pool, budget, seed, args.max_iter, sample))
+                of_random.append(earth_movers_distance(pool[random_samples(n, budget, seed)], sample))
+                bar.update()
+            iterations = [iteration for iteration, _ in runs[0]["images"]]
+            results[budget] = {name: np.array([[d for _, d in one[name]] for one in runs]) for name in CURVES}
+            results[budget]["random"] = np.array(of_random)
+    for budget, distances in results.items():
+        print(f"{budget} of {n} images, seeds {args.seeds}, distance to {len(sample)} of the pool:")
+        for name, values in distances.items():
+            start, end = values.reshape(len(args.seeds), -1)[:, [0, -1]].T
+            change = "" if name == "random" else f"{start.mean():.4f} ± {start.std():.4f} at the start, "
+            print(f"  {name:10} {change}{end.mean():.4f} ± {end.std():.4f}{'' if name == 'random' else ' at the end'}")
+    content = {str(k): {name: values.tolist() for name, values in d.items()} for k, d in results.items()}
+    write_json(folder / "emd_along_optimisation.json", {"iterations": iterations, "distances": content})
+    draw(results, iterations, folder / "emd_along_optimisation.png")
+    print(f"wrote {folder / 'emd_along_optimisation.png'} and the numbers in it beside it")
+    return folder / "emd_along_optimisation.png"
+
+
+if __name__ == "__main__":
+    run(main)
