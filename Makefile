@@ -1,12 +1,16 @@
-# make demo: the main job on real images, offline.  make test: all tests, offline, on the CPU.
-# Both make .venv from requirements.txt first; PYTHON chooses the Python it is made with.
+# make demo: the main job on real images, offline.  make table: the paper's table on them; stopped, it goes on when
+# called again.  make test: all tests, offline, on the CPU.
+# All make .venv from requirements.txt first; PYTHON chooses the Python it is made with.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint
+.PHONY: demo table test lint
 demo: $(INSTALLED)
 	$(VENV)/bin/python demo/run_demo.py
+
+table: $(INSTALLED)
+	$(VENV)/bin/python comparison/paper_table.py --dataset digits
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q

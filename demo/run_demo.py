@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from digits_pool import write_digits_pool
+from digits_recipe import DIGITS_FINETUNING, DIGITS_MODEL, DIGITS_MODEL_KWARGS
 from draw_choice import draw_choice
 
 DEMO = Path(__file__).resolve().parent
 OUTPUT = DEMO / "output"
 SEEDS = (0, 1, 2)
 PERCENT = 2
-MODEL_KWARGS = "img_size=32 patch_size=8 embed_dim=96 depth=4 num_heads=3"
 JOBS = {
-    "finetuned": "--epochs 100 --eval_interval 100 --total-batch-size 32 --lr 0.1 --clip-grad 2.0 --num_workers 0",
+    "finetuned": f"--epochs 100 --eval_interval 100 --lr 0.1 {DIGITS_FINETUNING}",
     "linear_probe": "--probe linear",
 }
 
@@ -43,8 +43,8 @@ def run(folder: str, command: str) -> None:
 def extract() -> Path:
     run(
         "data_selection",
-        "extract_feature.py --dataset Folder --data_path ../demo/output/digits --arch vit_tiny_patch16_224 "
-        f"--model-kwargs {MODEL_KWARGS} --pretrained_weights ../demo/digits_vit.pth "
+        f"extract_feature.py --dataset Folder --data_path ../demo/output/digits --arch {DIGITS_MODEL} "
+        f"--model-kwargs {DIGITS_MODEL_KWARGS} --pretrained_weights ../demo/digits_vit.pth "
         "--output_dir ../demo/output/features",
     )
     return OUTPUT / "features" / "digits_train.npy"
@@ -71,7 +71,7 @@ def accuracy_of(subset: Path, job: str, options: str) -> float:
     run(
         "deit",
         f"main.py --data-set IMNETSUBSET --data-path ../demo/output/digits --subset_ids ../demo/output/{subset.name} "
-        f"--model vit_tiny_patch16_224 --model-kwargs {MODEL_KWARGS} --resume ../demo/digits_vit.pth "
+        f"--model {DIGITS_MODEL} --model-kwargs {DIGITS_MODEL_KWARGS} --resume ../demo/digits_vit.pth "
         f"{options} --output_dir ../demo/output/{job}/{subset.stem}",
     )
     return json.loads((OUTPUT / job / subset.stem / "summary.json").read_text())["last"]["test"]["acc1"]

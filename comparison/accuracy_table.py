@@ -1,0 +1,134 @@
+"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from protocols import METHODS
+from published import COLUMNS, REPORTED, ROWS, published_accuracy
+from significance import LEVEL, best_of, marks, mean_and_std, welch
+from stages import Cell
+
+READOUT_TITLES = {
+    "finetuned": "finetuned",
+    "linear": "linear readout of the frozen features",
+    "knn": "kNN readout of the frozen features",
+}
+ROW_ORDER = [
+    *(name for name in METHODS if name != "activeft"),
+    *(name for name in ROWS if name not in METHODS),
+    "activeft",
+]
+
+Column = dict[str, list[float]]  # {method: its accuracies, one a seed}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell.
+
+    acc1: top-1 in percent after the last epoch. images: how many are labelled. seconds: of the last go at its command.
+    commands: all that lead to it.
+    """
+
+    cell: Cell
+    acc1: float
+    images: int
+    seconds: float
+    commands: tuple[str, ...]
+
+
+def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
+    """{readout: {percent: column}}, the percents ascending."""
+    columns: dict[str, dict[float, Column]] = {}
+    for result in sorted(results, key=lambda result: (result.cell.percent, result.cell.seed)):
+        cell = result.cell
+        column = columns.setdefault(cell.readout, {}).setdefault(cell.percent, {})
+        column.setdefault(cell.method, []).append(result.acc1)
+    return columns
+
+
+def markdown(dataset: str, results: Sequence[Result], seeds: int, finetuning: str) -> str:
+    """The whole table.
+
+    seeds: how many there are to be of each cell; those that rest on fewer say so. finetuning: the options of it.
+    """
+    images = {result.cell.percent: result.images for result in results}
+    tables = columns_of(results)
+    blocks = [f"# {dataset}: top-1 accuracy in %"]
+    for readout, columns in tables.items():
+        titles = [f"{percent:g}% ({images[percent]:,} images)" for percent in columns]
+        rows = [["", *titles], ["---"] * (len(titles) + 1)]
+        for method in ROW_ORDER:
+            cells = [cell_text(dataset, readout, method, percent, column, seeds) for percent, column in columns.items()]
+            if any(cells):
+                rows.append([METHODS.get(method, method), *cells])
+        blocks.append(f"**{READOUT_TITLES[readout]}**")
+        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join([*blocks, legend(dataset, seeds, finetuning), *standing(tables)]) + "\n"
+
+
+def cell_text(dataset: str, readout: str, method: str, percent: float, column: Column, seeds: int) -> str:
+    """`**84.6 ± 0.5** ▲ (85.0 ± 0.4)`: measured, its marks, published."""
+    parts = []
+    if method in column:
+        marked = marks(column)[method]
+        measured = spread(*mean_and_std(column[method]))
+        parts.append(f"**{measured}**" if marked.best else measured)
+        parts.append(marked.against_random)
+        done = len(column[method])
+        parts.append(f"[{done} of {seeds} seeds]" if done < seeds else "")
+    if published := published_accuracy(dataset, readout, method, percent):
+        parts.append(f"({spread(*published)})")
+    return " ".join(part for part in parts if part)
+
+
+def spread(mean: float, std: float | None) -> str:
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def legend(dataset: str, seeds: int, finetuning: str) -> str:
+    """What the numbers and marks mean, as a list."""
+    lines = [
+        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of the choice and the training alike.",
+        f"Accuracy on the whole test or validation split. Finetuned with `{finetuning}`; the last epoch counts.",
+        "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
+        "▲, ▼: significantly above, below Random.",
+        f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "
+        "comparisons. A choice that takes no seed is the same every time: its frozen readouts have no spread.",
+    ]
+    if any(dataset == of for of, _ in COLUMNS):
+        lines.append("In round brackets: published, mean ± standard deviation of 3 runs.")
+    if dataset in REPORTED:
+        lines.append(f"Users of the published code reported {REPORTED[dataset]}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def standing(tables: dict[str, dict[float, Column]]) -> list[str]:
+    """In plain sentences, where another method is ahead of ActiveFT, and where it is no better than chance."""
+    columns = {
+        f"{readout}, {percent:g}%": column
+        for readout, by_percent in tables.items()
+        for percent, column in by_percent.items()
+        if "activeft" in column and len(column) > 1
+    }
+    if not columns:
+        return []
+    behind = [line for title, column in columns.items() if (line := shortfall(title, column))]
+    ahead = f"In {len(columns) - len(behind)} of {len(columns)} columns no method has a higher mean than ActiveFT."
+    paragraphs = ["\n".join([f"{ahead} In the others:\n", *behind]) if behind else ahead]
+    against_random = {title: marks(column)["activeft"].against_random for title, column in columns.items()}
+    not_above = [title for title, column in columns.items() if "random" in column and against_random[title] != "▲"]
+    if not_above:
+        paragraphs.append(f"ActiveFT is not significantly above Random in: {'; '.join(not_above)}.")
+    return paragraphs
+
+
+def shortfall(title: str, column: Column) -> str | None:
+    """One line on a column in which another method has a higher mean than ActiveFT."""
+    best = best_of(column)
+    first, ours = mean_and_std(column[best])[0], mean_and_std(column["activeft"])[0]
+    if first <= ours:
+        return None
+    p = welch(column[best], column["activeft"])
+    verdict = "untested" if p is None else f"{'significant' if p < LEVEL else 'not significant'}, p = {p:.2g}"
+    return f"- {title}: {METHODS[best]} {first:.1f}, ActiveFT {ours:.1f} ({verdict})"

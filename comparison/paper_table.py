@@ -1,0 +1,150 @@
+"""The paper's table, measured: methods x budgets x seeds through selection, finetuning and readouts.
+
+    python comparison/paper_table.py --dataset digits      # make table: a quarter of an hour on 2 cores, offline
+    python comparison/paper_table.py --dataset CIFAR10     # one GPU a job, as many jobs at a time as there are GPUs
+    python comparison/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
+    python comparison/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
+
+runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
+with its commands) and accuracy.png; for CIFAR and ImageNet the table shows the published numbers beside the measured
+ones. --dry_run prints the commands alone.
+
+Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command goes on where it was: what is
+finished is not run again, a finetuning goes on from its checkpoint. What was made with other options is made again. Of
+a finished finetuning log and accuracies are kept, its checkpoints are not.
+
+The digits' table.md and accuracy.png, from demo/output/table, are committed as digits_table.md and digits_accuracy.png.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from accuracy_plot import draw_accuracies
+from accuracy_table import Result, columns_of, markdown
+from jobs import ROOT, Job, is_finished, recorded, run_jobs
+from protocols import METHODS, PROTOCOLS, READOUTS, Protocol
+from stages import Cell, readout_jobs, with_what_they_need
+
+from common.command_line import ArgumentParser, InputError, number, run, worker_count
+from common.output_files import make_output_dir, read_json, whole_file, write_json
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
+    """Returns: the options, and the protocol that they make."""
+    parser = ArgumentParser("Measure the paper's table.")
+    add = parser.add_argument
+    add("--dataset", default="digits", choices=PROTOCOLS)
+    add("--methods", nargs="+", choices=METHODS, help="the data set's protocol says, when not given; so below")
+    add("--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool")
+    add("--seeds", nargs="+", type=number(int, 0))
+    add("--readouts", nargs="+", choices=READOUTS)
+    add("--data_path", type=Path, help="where CIFAR is downloaded to and ImageNet/ lies")
+    add("--output_dir", type=Path)
+    add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
+    add("--model_kwargs", "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
+    add(
+        "--finetuning_options",
+        default="",
+        help='more options of deit/main.py, as in --finetuning_options="--epochs 300"',
+    )
+    add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
+    add("--dry_run", action="store_true", help="print the commands, and run nothing")
+    args = parser.parse_args(argv)
+    protocol = PROTOCOLS[args.dataset]
+    given = {
+        name: tuple(dict.fromkeys(getattr(args, name)))
+        for name in ("methods", "percents", "seeds", "readouts")
+        if getattr(args, name)
+    }
+    given |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
+    if args.model_kwargs:
+        given["model_kwargs"] = shlex.join(args.model_kwargs)
+    if args.weights and not args.weights.is_file():
+        raise InputError(f"--pretrained_weights {args.weights} is not there")
+    if args.finetuning_options:
+        check_finetuning_options(args.finetuning_options)
+        given["finetuning"] = f"{protocol.finetuning} {args.finetuning_options}"
+    return args, replace(protocol, **given)
+
+
+def check_finetuning_options(options: str) -> None:
+    """Raises InputError now, not after features and subsets, for what deit/main.py would not take."""
+    sys.path.insert(1, str(ROOT / "deit"))
+    from recipe_options import parse_args as parse_finetuning_options
+
+    parse_finetuning_options(shlex.split(options))
+
+
+def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
+    """The environment of each command that runs at a time: a GPU of its own, or its share of the processor cores."""
+    gpus = visible_gpus() if protocol.on_gpus else []
+    cores = worker_count(os.cpu_count() or 1)
+    count = jobs or len(gpus) or (1 if protocol.on_gpus else cores)
+    # Read by the fork server, when it loads torch and scikit-learn.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
+
+
+def result_of(cell: Cell, job: Job) -> Result:
+    summary = read_json(job.result, "summary of a finetuning")
+    record = recorded(job)
+    # The last epoch counts: the best is chosen on the test split.
+    acc1 = summary["last"]["test"]["acc1"]
+    return Result(cell, acc1, summary["images"], record["seconds"], tuple(record["commands"]))
+
+
+def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None:
+    """Print the table, and write it as text, as numbers and as a picture."""
+    output_dir = make_output_dir(protocol.output_dir)
+    table = markdown(dataset, results, len(protocol.seeds), protocol.finetuning)
+    print(f"\n{table}")
+    with whole_file(output_dir / "table.md") as temporary:
+        temporary.write_text(table)
+    write_json(
+        output_dir / "table.json",
+        [{**asdict(result.cell), **{key: value for key, value in asdict(result).items() if key != "cell"}}
+         for result in results],
+        indent=1,
+    )  # fmt: skip
+    draw_accuracies(dataset, columns_of(results), output_dir / "accuracy.png")
+    print(f"wrote table.md, table.json and accuracy.png to {output_dir}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, protocol = parse_args(argv)
+    cells = readout_jobs(protocol)
+    jobs = with_what_they_need(cells.values())
+    if args.dry_run:
+        print("\n".join(job.command for job in jobs))
+        return
+    make_output_dir(protocol.output_dir)
+    said = {job: cell for cell, job in cells.items()}
+    try:
+        run_jobs(
+            jobs,
+            slots_for(protocol, args.jobs),
+            describe=lambda job: f"{result_of(said[job], job).acc1:.1f}%" if job in said else "finished",
+        )
+    finally:  # a table of what there is, when it is stopped
+        if results := [result_of(cell, job) for cell, job in cells.items() if is_finished(job)]:
+            write_table(args.dataset, protocol, results)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
+    run(main)

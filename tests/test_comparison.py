@@ -1,0 +1,357 @@
+"""The paper's table: what is run, what is not run again, what is marked and said."""
+
+import json
+import math
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from accuracy_plot import draw_accuracies
+from accuracy_table import Result, columns_of, markdown
+from conftest import ROOT, TINY_VIT_OPTIONS
+from jobs import Job, is_finished, note, prepare, run_jobs
+from paper_table import main, parse_args
+from published import COLUMNS, ROWS, published_accuracy
+from significance import Marks, marks, mean_and_std, welch
+from stages import Cell, readout_jobs, with_what_they_need
+
+from common.command_line import InputError
+
+HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]
+
+
+def table_of(columns: dict[float, dict[str, list[float]]], dataset: str = "digits", seeds: int = 3) -> str:
+    results = [
+        Result(Cell("finetuned", method, percent, seed), acc1, images=10, seconds=1.0, commands=("python x.py",))
+        for percent, column in columns.items()
+        for method, accuracies in column.items()
+        for seed, acc1 in enumerate(accuracies)
+    ]
+    return markdown(dataset, results, seeds, "--epochs 1")
+
+
+def row_of(table: str, method: str) -> list[str]:
+    line = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+# Marks
+
+
+def test_the_best_and_what_is_not_significantly_below_it_are_marked():
+    marked = marks({"random": LOW, "fds": [89.0, 91.5, 90.5], "activeft": HIGH})
+    assert {method: mark.best for method, mark in marked.items()} == {"random": False, "fds": True, "activeft": True}
+
+
+def test_significantly_above_and_below_random_are_told_apart():
+    marked = marks({"random": [80.0, 81.0, 82.0], "fds": LOW, "kmeans": WIDE, "activeft": HIGH})
+    assert [marked[method].against_random for method in ("random", "fds", "kmeans", "activeft")] == ["", "▼", "", "▲"]
+
+
+def test_the_test_is_welchs():
+    # t = 20 / sqrt(1/3 + 1/3) with 4 degrees of freedom
+    assert welch(HIGH, LOW) == pytest.approx(1.648e-05, rel=0.001)
+
+
+def test_a_single_seed_is_not_tested():
+    assert welch([90.0], LOW) is None
+    marked = marks({"random": [70.0], "fds": [90.0], "activeft": [80.0]})
+    assert marked == {"random": Marks(), "fds": Marks(best=True), "activeft": Marks()}
+
+
+def test_without_any_spread_only_equal_accuracies_are_equal():
+    assert welch([80.0, 80.0], [80.0, 80.0]) == 1
+    assert welch([80.0, 80.0], [80.1, 80.1]) == 0
+    assert 0 < welch([80.0, 80.0, 80.0], HIGH) < 0.05
+
+
+def test_the_spread_is_the_sample_standard_deviation():
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2, 1)
+    assert mean_and_std([1.0]) == (1, None)
+
+
+# Table
+
+
+def test_a_cell_shows_mean_spread_marks_and_what_is_published():
+    table = table_of({0.5: {"random": LOW, "activeft": HIGH}}, dataset="CIFAR10")
+    assert row_of(table, "ActiveFT") == ["**91.0 ± 1.0** ▲ (85.0 ± 0.4)"]
+    assert row_of(table, "Random") == ["71.0 ± 1.0 (77.3 ± 2.6)"]
+
+
+def test_methods_that_are_only_published_have_a_row():
+    table = table_of({0.5: {"activeft": HIGH}, 1: {"activeft": HIGH}}, dataset="CIFAR10")
+    assert row_of(table, "ALFA-Mix") == ["", "(83.4 ± 0.3)"]
+    assert "ALFA-Mix" not in table_of({1: {"activeft": HIGH}})
+
+
+def test_a_cell_that_is_not_complete_says_how_many_seeds_it_rests_on():
+    assert row_of(table_of({1: {"activeft": HIGH[:2]}}), "ActiveFT") == ["**90.5 ± 0.7** [2 of 3 seeds]"]
+    assert row_of(table_of({1: {"activeft": HIGH[:1]}}), "ActiveFT") == ["**90.0** [1 of 3 seeds]"]
+
+
+def test_the_table_says_where_activeft_is_not_the_best():
+    table = table_of({1: {"random": LOW, "kmeans": HIGH, "activeft": LOW}, 2: {"random": LOW, "activeft": HIGH}})
+    assert "In 1 of 2 columns no method has a higher mean than ActiveFT. In the others:" in table
+    assert "- finetuned, 1%: K-Means 91.0, ActiveFT 71.0 (significant, p = 1.6e-05)" in table
+    assert "ActiveFT is not significantly above Random in: finetuned, 1%." in table
+
+
+def test_the_table_says_what_its_marks_rest_on():
+    table = table_of({1: {"activeft": HIGH}})
+    assert "Welch's t-test" in table and "not corrected" in table and "3 seeds" in table and "`--epochs 1`" in table
+
+
+def test_the_picture_takes_methods_with_holes_and_single_seeds(tmp_path):
+    tables = {"finetuned": {1: {"random": LOW, "activeft": [90.0]}, 2: {"activeft": HIGH}}, "knn": {1: {"random": LOW}}}
+    assert draw_accuracies("digits", tables, tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+def test_accuracies_are_grouped_by_readout_and_ascending_budget():
+    results = [
+        Result(Cell("knn", "random", percent, seed), percent + seed, 1, 1.0, ())
+        for percent in (5, 1)
+        for seed in (1, 0)
+    ]
+    assert columns_of(results) == {"knn": {1: {"random": [1, 2]}, 5: {"random": [5, 6]}}}
+    assert list(columns_of(results)["knn"]) == [1, 5]
+
+
+# Published numbers
+
+
+@pytest.mark.parametrize(
+    ("dataset", "readout", "method", "percent", "expected"),
+    [
+        ("CIFAR10", "finetuned", "activeft", 0.5, (85.0, 0.4)),
+        ("CIFAR100", "finetuned", "kmeans", 5, (42.4, 1.0)),
+        ("CIFAR100", "finetuned", "TA-VAAL", 2, (34.7, 0.7)),
+        ("ImageNet", "finetuned", "fds", 1, (26.7, 0.6)),
+        ("ImageNet", "finetuned", "activeft", 5, (65.3, 0.1)),
+        ("CIFAR10", "finetuned", "coreset", 0.5, None),
+        ("CIFAR10", "linear", "activeft", 0.5, (87.8, None)),
+        ("CIFAR10", "finetuned", "herding", 1, None),
+        ("digits", "finetuned", "random", 1, None),
+    ],
+)
+def test_published_numbers_are_those_of_the_paper(dataset, readout, method, percent, expected):
+    assert published_accuracy(dataset, readout, method, percent) == expected
+
+
+def test_every_published_row_has_all_columns():
+    assert {len(row.split()) for row in ROWS.values()} == {len(COLUMNS)}
+
+
+# Commands
+
+
+def commands(*options: str) -> list[str]:
+    _, protocol = parse_args(list(options))
+    return [job.command for job in with_what_they_need(readout_jobs(protocol).values())]
+
+
+def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["--dataset", "CIFAR10", "--methods", "random", "activeft", "--percents", "0.5", "--seeds", "1", "--dry_run",
+          "--output_dir", str(out), "--data_path", "/pools", "--finetuning_options=--epochs 300"])  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "(cd data_selection && python extract_feature.py --dataset CIFAR10 --data_path /pools --arch vit_small "
+        f"--output_dir {out}/features --resume)"
+    )
+    assert lines[1] == (
+        f"(cd data_selection && python sample_tools/baseline.py --method random --feature_path "
+        f"{out}/features/CIFAR10_train.npy --percent 0.5 --seed 1 "
+        f"--output_dir {out}/0.5_percent/random/seed_1/subset --filename subset.json)"
+    )
+    assert lines[2] == (
+        f"(cd deit && python main.py --data-set CIFAR10SUBSET --data-path /pools --subset_ids "
+        f"{out}/0.5_percent/random/seed_1/subset/subset.json --model deit_small_patch16_224 "
+        "--resume https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth "
+        f"--seed 1 --output_dir {out}/0.5_percent/random/seed_1/finetuned --auto-resume "
+        "--total-batch-size 512 --clip-grad 2.0 --eval_interval 50 --save-interval 50 --epochs 300)"
+    )
+    assert lines[3].endswith("--probe linear)") and lines[4].endswith("--probe knn)")
+    assert lines[5].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
+    assert len(lines) == 9 and not out.exists()
+
+
+def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_seeds():
+    lines = commands("--dataset", "digits")
+    assert sum("ActiveFT_CIFAR.py" in line for line in lines) == 20
+    for method in ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover"):
+        assert sum(f"--method {method} " in line for line in lines) == 20
+    assert sum("--probe" not in line and "main.py" in line for line in lines) == 160
+    assert sum("--probe linear" in line for line in lines) == sum("--probe knn" in line for line in lines) == 160
+
+
+def test_imagenet_is_chosen_from_by_its_own_script():
+    lines = commands("--dataset", "ImageNet", "--methods", "activeft", "--percents", "1", "--seeds", "0")
+    assert "sample_tools/ActiveFT_ImageNet.py" in lines[1] and "--data-set IMNETSUBSET" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--percents", "0"], "argument --percents: 0 must be above 0"),
+        (["--methods", "best"], "argument --methods: invalid choice: 'best'"),
+        (["--finetuning_options=--lr much"], "argument --lr: 'much' is not a number"),
+        (["--pretrained_weights", "missing.pth"], "--pretrained_weights missing.pth is not there"),
+    ],
+)
+def test_a_wrong_option_is_said_before_anything_is_run(options, message):
+    with pytest.raises(InputError, match=message):
+        parse_args(options)
+
+
+# Running and resuming
+
+
+def job(folder: Path, options: str = "--a 1", needs: tuple[Job, ...] = ()) -> Job:
+    return Job(folder.name, "demo/digits_pool.py", options, folder, folder / "result", needs)
+
+
+def finish(*jobs: Job) -> None:
+    for finished in jobs:
+        prepare(finished)
+        finished.result.write_text("done")
+        note(finished, 1.0)
+
+
+def test_a_result_counts_only_with_the_options_it_was_made_with(tmp_path):
+    first = job(tmp_path / "first")
+    assert not is_finished(first)
+    finish(first)
+    assert is_finished(first)
+    assert not is_finished(job(tmp_path / "first", "--a 2"))
+    first.result.unlink()
+    assert not is_finished(first)
+
+
+def test_a_result_does_not_count_when_what_it_was_made_from_has_changed(tmp_path):
+    first = job(tmp_path / "first")
+    second = job(tmp_path / "second", "--b", needs=(first,))
+    finish(first, second)
+    assert is_finished(second)
+    assert not is_finished(job(tmp_path / "second", "--b", needs=(job(tmp_path / "first", "--a 2"),)))
+
+
+def test_an_unfinished_folder_is_kept_for_the_same_command_and_cleared_for_another(tmp_path):
+    first = job(tmp_path / "first")
+    prepare(first)
+    checkpoint = first.folder / "checkpoint.pth"
+    checkpoint.write_text("half")
+    prepare(first)
+    assert checkpoint.exists()
+    prepare(job(tmp_path / "first", "--a 2"))
+    assert not checkpoint.exists()
+
+
+def test_files_of_something_else_are_not_removed(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds files of something else: remove it, or give another --output_dir"):
+        prepare(job(tmp_path / "first"))
+
+
+@pytest.fixture(scope="module")
+def tiny_options(pool, backbone) -> list[str]:
+    """The digits' protocol on a smaller pool, with a smaller ViT."""
+    return ["--methods", "random", "activeft", "--percents", "40", "--seeds", "0", "--jobs", "2",
+            "--data_path", str(pool), "--pretrained_weights", str(backbone), *TINY_VIT_OPTIONS]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_table(tiny_options, tmp_path_factory) -> Path:
+    """The output folder of a comparison: one seed, one budget, one epoch."""
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 1"])
+    return out
+
+
+def test_a_comparison_ends_with_table_numbers_and_picture(finished_table):
+    table = (finished_table / "table.md").read_text()
+    assert row_of(table, "ActiveFT")[0] and row_of(table, "Random")[0]
+    assert "40% (12 images)" in table
+    records = json.loads((finished_table / "table.json").read_text())
+    assert {(record["readout"], record["method"]) for record in records} == {
+        (readout, method) for readout in ("finetuned", "linear", "knn") for method in ("random", "activeft")
+    }
+    for record in records:
+        folder = finished_table / "40_percent" / record["method"] / "seed_0" / record["readout"]
+        summary = json.loads((folder / "summary.json").read_text())
+        assert record["acc1"] == summary["last"]["test"]["acc1"] and math.isfinite(record["seconds"])
+        assert [command.split()[4].split("/")[-1] for command in record["commands"]][-2:] == [
+            "ActiveFT_CIFAR.py" if record["method"] == "activeft" else "baseline.py",
+            "main.py",
+        ]
+    assert (finished_table / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_finished_finetuning_keeps_its_log_and_not_its_checkpoints(finished_table):
+    folder = finished_table / "40_percent" / "activeft" / "seed_0" / "finetuned"
+    assert (folder / "log.txt").is_file() and not list(folder.glob("*.pth"))
+    assert "last top-1" in (folder / "command.log").read_text()
+
+
+def test_nothing_is_run_again(finished_table, tiny_options, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished_table.rglob("command.*")}
+    main([*tiny_options, "--output_dir", str(finished_table), "--finetuning_options=--epochs 1"])
+    assert "10 commands: 10 finished, 0 to run" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished_table.rglob("command.*")} == before
+
+
+def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, tiny_options, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished_table, out)
+    for record in out.rglob("command.json"):  # the commands name the folder that they write to
+        record.write_text(record.read_text().replace(str(finished_table), str(out)))
+    main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 2"])
+    assert "10 commands: 8 finished, 2 to run, 2 of them again, with other options" in capsys.readouterr().out
+    for method in ("random", "activeft"):
+        folder = out / "40_percent" / method / "seed_0" / "finetuned"
+        assert len((folder / "log.txt").read_text().splitlines()) == 2
+
+
+def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(tiny_options, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as failed:
+        main([*tiny_options, "depth=3", "--output_dir", str(out)])
+    message = str(failed.value)
+    assert message.startswith("features ended with exit code 2: error: checkpoint ")
+    assert message.endswith(f"are in {out}/features/command.log") and "\n" not in message
+    assert "does not fit the model" in (out / "features" / "command.log").read_text()
+
+
+def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
+    done = finished_table / "40_percent" / "random" / "seed_0" / "knn"
+    probing = json.loads((done / "command.json").read_text())["commands"][-1]
+    options = probing.split("main.py ")[1].removesuffix(")").replace(str(done), "FOLDER")
+
+    def run_of(name: str, how: str) -> Job:
+        folder = tmp_path / name
+        given = options.replace("FOLDER", str(folder)).replace("--probe knn", how)
+        return Job(name, "deit/main.py", given, folder, folder / "summary.json")
+
+    knn, endless = run_of("knn", "--probe knn"), run_of("endless", "--epochs 1000000 --auto-resume")
+
+    def interrupt(job: Job) -> str:
+        assert job == knn
+        log = endless.folder / "log.txt"
+        while not (log.is_file() and log.read_text()):  # an epoch is over
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([endless, knn], [{}, {}], interrupt)
+    assert multiprocessing.active_children() == []
+    assert is_finished(knn) and not is_finished(endless)
+    assert "stopped by SIGTERM" in endless.log.read_text() and (endless.folder / "checkpoint.pth").is_file()
+
+
+def test_the_makefile_runs_the_digits_table():
+    assert "comparison/paper_table.py --dataset digits" in (ROOT / "Makefile").read_text()
