@@ -102,6 +102,11 @@ def test_emd_splits_the_mass_of_uneven_numbers():
     assert earth_movers_distance(at(0, 90), at(0, 45, 90)) == pytest.approx(chord(45) / 3, abs=1e-5)
 
 
+def test_emd_of_a_pool_with_itself_is_zero():
+    rows = torch.nn.functional.normalize(torch.randn(40, 300, generator=torch.Generator().manual_seed(0)))
+    assert earth_movers_distance(rows, rows.flip(0)) == pytest.approx(0, abs=1e-7)
+
+
 def test_emd_that_is_not_solved_to_the_end_is_an_error(monkeypatch):
     monkeypatch.setattr("evidence.measures.EMD_STEPS", 1)
     rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))

@@ -22,7 +22,7 @@ def compare(
     for subset, evaluation in zip(subsets, evaluations, strict=True):
         k, values = len(subset.ids), evaluation.values
         outcome = compared(values, spreads[k])
-        name = subset.name if len(subsets) > 1 else f"The subset of {k:,} images"
+        name = subset.name if len(subsets) > 1 else "The chosen subset"
         sentence = verdict(name, values, outcome, spreads[k], random[k])
         entries.append(
             {
