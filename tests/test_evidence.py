@@ -190,7 +190,7 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
             "no better than random: EMD 1.00 against 1.10 ± 0.10; 95% .* within 2.10 of a chosen image, against",
         ),
         (0.85, 1.85, "is no better than random"),
-        (1.1, 1.7, "no nearer to the pool than random ones .* but nearer to its hardest images"),
+        (1.1, 1.7, "no nearer to the pool than random .* but nearer to its hardest images"),
         (1.5, 1.7, "trades one for the other: it is nearer to the hardest"),
         (1.5, 2.1, "is worse than random"),
     ],

@@ -12,15 +12,9 @@ SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{NEARER}, and leaves the hardest images nearer ({{hardest}})",
     ("better", "same"): f"{NEARER}, and leaves the hardest images as far away as random ones do ({{hardest}})",
     ("better", "worse"): f"{TRADES} {NEARER}, but leaves the hardest images farther away ({{hardest}})",
-    (
-        "same",
-        "better",
-    ): "is no nearer to the pool than random ones ({emd}), but nearer to its hardest images ({hardest})",
+    ("same", "better"): "is no nearer to the pool than random ({emd}), but nearer to its hardest images ({hardest})",
     ("same", "same"): "is no better than random: {emd}; {hardest}",
-    (
-        "same",
-        "worse",
-    ): "is worse than random: no nearer to the pool ({emd}), and farther from its hardest images ({hardest})",
+    ("same", "worse"): "is worse than random: as near to the pool ({emd}), farther from its hardest images ({hardest})",
     ("worse", "better"): f"{TRADES} is nearer to the hardest images ({{hardest}}), but farther from the pool ({{emd}})",
     ("worse", "same"): "is worse than random: {emd}; {hardest}",
     ("worse", "worse"): "is worse than random: {emd}; {hardest}",
@@ -82,7 +76,7 @@ def summary(
             continue
         leads: dict[str, list[str]] = {}
         for key, merit in MERITS.items():
-            first, second = sorted(rivals, key=lambda position: values[position][key])[:2]  # noqa: B023
+            first, second = sorted(rivals, key=lambda position: values[position][key])[:2]
             if values[second][key] - values[first][key] > CLAIMED * random[size]["std"][key]:
                 leads.setdefault(names[first], []).append(merit.format(values[first][key]))
         said = ", while ".join(f"{name} {' and '.join(merits)}" for name, merits in leads.items())
