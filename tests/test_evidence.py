@@ -22,7 +22,7 @@ from evidence.measures import (
     shares,
 )
 from evidence.readouts import LabelledRows, accuracies
-from evidence.table import compared, marked_by_chance, spread
+from evidence.table import MARKED, by_chance, compared, spread
 from evidence.verdict import summary, verdict
 
 
@@ -102,6 +102,11 @@ def test_emd_splits_the_mass_of_uneven_numbers():
     assert earth_movers_distance(at(0, 90), at(0, 45, 90)) == pytest.approx(chord(45) / 3, abs=1e-5)
 
 
+def test_emd_of_a_pool_with_itself_is_zero():
+    rows = torch.nn.functional.normalize(torch.randn(40, 300, generator=torch.Generator().manual_seed(0)))
+    assert earth_movers_distance(rows, rows.flip(0)) == pytest.approx(0, abs=1e-7)
+
+
 def test_emd_that_is_not_solved_to_the_end_is_an_error(monkeypatch):
     monkeypatch.setattr("evidence.measures.EMD_STEPS", 1)
     rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
@@ -174,40 +179,56 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
 
 
 @pytest.mark.parametrize(
-    ("emd", "hardest", "outcome", "sentence"),
+    ("emd", "hardest", "sentence"),
     [
-        (0.8, 1.8, ("better", "better"), "lies nearer to the pool than all 3 random ones .* and leaves the hardest"),
-        (0.8, 2.0, ("better", "same"), "hardest images as far away as random ones do"),
-        (0.8, 2.5, ("better", "worse"), "trades one for the other: it lies nearer .* farther away"),
+        (0.7, 1.7, "lies nearer to the pool than all 3 random ones .* and leaves the hardest images nearer"),
+        (0.7, 2.0, "lies nearer .* hardest images as far away as random ones do"),
+        (0.7, 2.5, "trades one for the other: it lies nearer .* farther away"),
         (
             1.0,
             2.1,
-            ("same", "same"),
-            "is no better than random: EMD 1.00 against 1.10 ± 0.10; 95% .* within 2.10 of a chosen image, against",
+            "no better than random: EMD 1.00 against 1.10 ± 0.10; 95% .* within 2.10 of a chosen image, against",
         ),
-        (1.1, 1.8, ("same", "better"), "no nearer to the pool than random ones .* but nearer to its hardest images"),
-        (1.4, 1.8, ("worse", "better"), "trades one for the other: it is nearer to the hardest"),
-        (1.4, 2.1, ("worse", "same"), "is worse than random"),
+        (0.85, 1.85, "is no better than random"),
+        (1.1, 1.7, "no nearer to the pool than random .* but nearer to its hardest images"),
+        (1.5, 1.7, "trades one for the other: it is nearer to the hardest"),
+        (1.5, 2.1, "is worse than random"),
     ],
 )
-def test_the_verdict_says_what_differs_by_more_than_two_standard_deviations(emd, hardest, outcome, sentence):
-    values, random = values_of(emd, hardest), spread(RANDOM)
-    against = compared(values, random)
-    assert (against["emd"], against["coverage_95"]) == outcome
-    assert re.search(sentence, verdict("The subset", values, against, random, RANDOM))
+def test_the_verdict_claims_what_differs_by_more_than_three_standard_deviations(emd, hardest, sentence):
+    assert re.search(sentence, verdict("The subset", values_of(emd, hardest), spread(RANDOM), RANDOM))
 
 
-def test_of_several_subsets_the_nearest_of_each_size_is_named():
-    values = [values_of(0.5, 1.2), values_of(0.6, 1.1), values_of(0.2, 0.3)]
-    text = summary(["a", "b", "c"], [10, 10, 20], values, ["", "", ""])
-    assert text == (
+def test_the_table_marks_what_differs_by_more_than_two_standard_deviations():
+    outcome = compared(values_of(0.85, 2.35), spread(RANDOM), MARKED)
+    assert (outcome["emd"], outcome["coverage_95"]) == ("better", "worse")
+    outcome = compared(values_of(0.95, 2.25), spread(RANDOM), MARKED)
+    assert (outcome["emd"], outcome["coverage_95"]) == ("same", "same")
+
+
+def summary_of(*values: dict[str, float], sizes: tuple[int, ...]) -> str:
+    random = {size: {"std": values_of(0.01, 0.01)} for size in sizes}
+    return summary(["a", "b", "c"][: len(values)], sizes, values, random, [""] * len(values))
+
+
+def test_of_several_subsets_of_one_size_the_nearest_is_named():
+    assert summary_of(values_of(0.5, 1.2), values_of(0.6, 1.1), values_of(0.2, 0.3), sizes=(10, 10, 20)) == (
         "Of the 2 subsets of 10 images a lies nearest to the pool (EMD 0.5000), "
         "while b leaves the hardest images nearest (95% of the pool within 1.1000)."
     )
+    assert "images a lies nearest to the pool (EMD 0.5000) and leaves the hardest images nearest" in summary_of(
+        values_of(0.5, 1.1), values_of(0.6, 1.2), sizes=(10, 10)
+    )
 
 
-def test_a_random_subset_is_seldom_marked():
-    random = np.random.default_rng(0).normal(size=(20_000, 6))
+def test_none_is_named_where_the_nearest_leads_by_no_more_than_chance():
+    text = summary_of(values_of(0.50, 1.10), values_of(0.51, 1.11), sizes=(10, 10))
+    assert text.startswith("Of the 2 subsets of 10 images none is clearly nearer to the pool")
+
+
+@pytest.mark.parametrize("deviations", [2, 3])
+def test_how_often_a_random_subset_differs_is_stated(deviations):
+    random = np.random.default_rng(0).normal(size=(50_000, 6))
     mean, std = random[:, :5].mean(axis=1), random[:, :5].std(axis=1, ddof=1)
-    marked = (np.abs(random[:, 5] - mean) > 2 * std).mean()
-    assert marked_by_chance(5) == pytest.approx(marked, abs=0.01)
+    differs = (np.abs(random[:, 5] - mean) > deviations * std).mean()
+    assert by_chance(deviations, 5) == pytest.approx(differs, abs=0.005)

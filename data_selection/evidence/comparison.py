@@ -5,7 +5,7 @@ from typing import Any
 
 from evidence.evaluation import Evaluation
 from evidence.given import Subset
-from evidence.table import Values, compared, marked_by_chance, rows_of, spread
+from evidence.table import CLAIMED, MARKED, Values, by_chance, compared, rows_of, spread
 from evidence.verdict import summary, verdict
 
 
@@ -21,9 +21,8 @@ def compare(
     entries = []
     for subset, evaluation in zip(subsets, evaluations, strict=True):
         k, values = len(subset.ids), evaluation.values
-        outcome = compared(values, spreads[k])
-        name = subset.name if len(subsets) > 1 else f"The subset of {k:,} images"
-        sentence = verdict(name, values, outcome, spreads[k], random[k])
+        name = subset.name if len(subsets) > 1 else "The chosen subset"
+        sentence = verdict(name, values, spreads[k], random[k])
         entries.append(
             {
                 "name": subset.name,
@@ -31,18 +30,21 @@ def compare(
                 "k": k,
                 "verdict": sentence,
                 "values": values,
-                "against_random": outcome,
+                "against_random": compared(values, spreads[k], MARKED),
             }
         )
+    seeds = len(next(iter(random.values())))
     return {
         "verdict": summary(
             [subset.name for subset in subsets],
             [len(subset.ids) for subset in subsets],
             [evaluation.values for evaluation in evaluations],
+            spreads,
             [entry["verdict"] for entry in entries],
         ),
         "measures": rows_of(evaluations[0].values),
         "subsets": entries,
-        "marked_by_chance": marked_by_chance(len(next(iter(random.values())))),
+        "marked_by_chance": by_chance(MARKED, seeds),
+        "claimed_by_chance": by_chance(CLAIMED, seeds),
         "random": [{"k": size, **spreads[size], "each": each} for size, each in random.items()],
     }

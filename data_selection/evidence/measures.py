@@ -98,7 +98,7 @@ def earth_movers_distance(rows: Tensor, pool: Tensor) -> float:
     Raises:
         InputError when the exact solver stops early, which no sample of a sane size should make it do.
     """
-    costs = distance(rows @ pool.T).cpu().numpy().astype(np.float64)  # (k, d) x (d, m) -> (k, m)
+    costs = torch.cdist(rows.double().cpu(), pool.double().cpu()).numpy()  # (k, m)
     weights = [np.full(size, 1 / size) for size in costs.shape]
     value, log = ot.emd2(*weights, costs, numItermax=EMD_STEPS, log=True)
     if log["warning"]:

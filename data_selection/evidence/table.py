@@ -8,7 +8,8 @@ from typing import Any, Literal
 from scipy.stats import t
 
 Values = dict[str, float | None]
-CLEAR = 2  # standard deviations from the mean of random subsets
+MARKED = 2  # standard deviations from the mean of random subsets that the table marks,
+CLAIMED = 3  # and that the verdict takes for a difference
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ def spread(each: Sequence[Values]) -> dict[str, Values]:
     }
 
 
-def marked_by_chance(random_seeds: int) -> float:
-    """How often one more random subset would be called better or worse than so many (two-sided, if normal)."""
-    return float(2 * t.sf(CLEAR / (1 + 1 / random_seeds) ** 0.5, random_seeds - 1))
+def by_chance(deviations: float, random_seeds: int) -> float:
+    """How often one more random subset would differ by so many standard deviations (two-sided, if normal)."""
+    return float(2 * t.sf(deviations / (1 + 1 / random_seeds) ** 0.5, random_seeds - 1))
 
 
-def compared(values: Values, random: dict[str, Values]) -> dict[str, str]:
-    """For every measure: better or worse than random by more than two standard deviations, or same."""
+def compared(values: Values, random: dict[str, Values], deviations: float) -> dict[str, str]:
+    """For every measure: better or worse than random by more than so many standard deviations, or same."""
     outcome = {}
     for measure in MEASURES:
         value, mean = values.get(measure.key), random["mean"].get(measure.key)
@@ -74,6 +75,6 @@ def compared(values: Values, random: dict[str, Values]) -> dict[str, str]:
             outcome[measure.key] = "same"
             continue
         gain = mean - value if measure.better == "lower" else value - mean
-        clear = abs(gain) > CLEAR * random["std"][measure.key]
+        clear = abs(gain) > deviations * random["std"][measure.key]
         outcome[measure.key] = ("better" if gain > 0 else "worse") if clear else "same"
     return outcome

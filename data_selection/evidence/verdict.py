@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from evidence.table import Values
+from evidence.table import CLAIMED, Values, compared
 
 FEWEST_DIGITS, MOST_DIGITS = 2, 5
 EMD, HARDEST = "emd", "coverage_95"
@@ -12,28 +12,24 @@ SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{NEARER}, and leaves the hardest images nearer ({{hardest}})",
     ("better", "same"): f"{NEARER}, and leaves the hardest images as far away as random ones do ({{hardest}})",
     ("better", "worse"): f"{TRADES} {NEARER}, but leaves the hardest images farther away ({{hardest}})",
-    (
-        "same",
-        "better",
-    ): "is no nearer to the pool than random ones ({emd}), but nearer to its hardest images ({hardest})",
+    ("same", "better"): "is no nearer to the pool than random ({emd}), but nearer to its hardest images ({hardest})",
     ("same", "same"): "is no better than random: {emd}; {hardest}",
-    (
-        "same",
-        "worse",
-    ): "is worse than random: no nearer to the pool ({emd}), and farther from its hardest images ({hardest})",
+    ("same", "worse"): "is worse than random: as near to the pool ({emd}), farther from its hardest images ({hardest})",
     ("worse", "better"): f"{TRADES} is nearer to the hardest images ({{hardest}}), but farther from the pool ({{emd}})",
     ("worse", "same"): "is worse than random: {emd}; {hardest}",
     ("worse", "worse"): "is worse than random: {emd}; {hardest}",
 }
+MERITS = {
+    EMD: "lies nearest to the pool (EMD {:.4f})",
+    HARDEST: "leaves the hardest images nearest (95% of the pool within {:.4f})",
+}
 
 
-def verdict(
-    name: str, values: Values, outcome: dict[str, str], random: dict[str, Values], each: Sequence[Values]
-) -> str:
+def verdict(name: str, values: Values, random: dict[str, Values], each: Sequence[Values]) -> str:
     """One sentence on a subset.
 
     Args:
-        name: how the sentence calls it. values: its measures. outcome: of table.compared.
+        name: how the sentence calls it. values: its measures.
         random: mean and std of random subsets of the same size, and `each` of them.
     """
 
@@ -45,6 +41,7 @@ def verdict(
 
     (emd, emd_of_random), (hardest, hardest_of_random) = in_digits(EMD), in_digits(HARDEST)
 
+    outcome = compared(values, random, CLAIMED)
     farther = sum(values[EMD] < other[EMD] for other in each)
     text = SENTENCES[outcome[EMD], outcome[HARDEST]].format(
         beaten=f"all {farther} random ones" if farther == len(each) else f"{farther} of {len(each)} random ones",
@@ -58,22 +55,33 @@ def verdict(
     return f"{name} {text}."
 
 
-def summary(names: Sequence[str], sizes: Sequence[int], values: Sequence[Values], sentences: Sequence[str]) -> str:
+def summary(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    values: Sequence[Values],
+    random: dict[int, dict[str, Values]],
+    sentences: Sequence[str],
+) -> str:
     """The sentence above all others: of one subset its own; of several, which is nearest to the pool.
 
-    Only subsets of one size are compared with each other: the EMD of finite samples shrinks as they grow.
+    Only subsets of one size are compared with each other: the EMD of finite samples shrinks as they grow. The best is
+    named where it leads the next by more than the verdict's standard deviations of random subsets of that size.
     """
     if len(names) == 1:
         return sentences[0]
     parts = []
     for size in dict.fromkeys(sizes):
         rivals = [position for position in range(len(names)) if sizes[position] == size]
-        if len(rivals) > 1:
-            nearest, covering = (min(rivals, key=lambda position: values[position][key]) for key in (EMD, HARDEST))
-            emd, hardest = f"EMD {values[nearest][EMD]:.4f}", f"95% of the pool within {values[covering][HARDEST]:.4f}"
-            part = f"of the {len(rivals)} subsets of {size:,} images {names[nearest]} lies nearest to the pool ({emd})"
-            part += " and " if nearest == covering else f", while {names[covering]} "
-            parts.append(f"{part}leaves the hardest images nearest ({hardest})")
+        if len(rivals) < 2:
+            continue
+        leads: dict[str, list[str]] = {}
+        for key, merit in MERITS.items():
+            first, second = sorted(rivals, key=lambda position: values[position][key])[:2]
+            if values[second][key] - values[first][key] > CLAIMED * random[size]["std"][key]:
+                leads.setdefault(names[first], []).append(merit.format(values[first][key]))
+        said = ", while ".join(f"{name} {' and '.join(merits)}" for name, merits in leads.items())
+        none = "none is clearly nearer to the pool than the others, or leaves its hardest images nearer"
+        parts.append(f"of the {len(rivals)} subsets of {size:,} images {said or none}")
     if not parts:
         return "The subsets differ in size: each is compared with random ones of its own size only."
     text = "; ".join(parts)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--output_dir", default="report")
     parser.add_argument("--eval_feature_path", help="held-out features with labels, to measure accuracy on")
     parser.add_argument(
-        "--random_seeds", default=5, type=number(int, 2), help="random subsets of each size to compare with"
+        "--random_seeds", default=10, type=number(int, 2), help="random subsets of each size to compare with"
     )
     parser.add_argument(
         "--emd_samples",

@@ -15,7 +15,7 @@ function pictureOf(subset, chosen) {
   return image;
 }
 
-// Positions of the chosen images in the order asked for; by weight until the first gallery is drawn.
+// Positions of the chosen images that the page can show, in the order asked for; all of them where it shows none.
 function galleryOrder() {
   const subset = report.subsets[current];
   const all = gallery[current]?.positions ?? subset.ids.map((_, position) => position);

@@ -49,6 +49,7 @@ function drawMethod() {
     "Features are scaled to unit length; distances are Euclidean, √(2 − 2 cos). Each pool image is represented by the chosen image nearest to it, a chosen image by itself.",
     `Earth Mover's Distance: exact, between ${sizes.join(", or ")} and ${count(report.emd_pool_samples)} random images of the pool, the same for all subsets, all of equal weight.`,
     `Near-duplicates are chosen images whose cosine similarity is ${report.options.duplicate_similarity} or more. Evenness is the exponential of the entropy of the shares, divided by their number.`,
+    `The sentences at the top claim a difference from three standard deviations of the ${report.options.random_seeds} random subsets; one of those would be claimed to differ in about ${Math.round(100 * report.claimed_by_chance)} of 100 comparisons.`,
     report.held_out ? `Accuracy is measured on ${count(report.held_out)} held-out images, by readouts that know the labels of the chosen images only.` : "",
   ];
   const options = Object.entries(report.options).filter(([, value]) => value !== null).flatMap(([name, value]) => [
