@@ -4,7 +4,8 @@
         features/CIFAR10_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none_iter_300_sampleNum_1000.json
 
 writes report/report.html, one page that needs no network, report/report.json, its numbers, and report/represents.npz:
-the chosen image that stands for each image of the pool, and their similarity.
+the chosen image that stands for each image of the pool, and their similarity. About half a minute on one CPU core for
+1,000 of 50,000 images; the work grows with both numbers.
 """
 
 import sys
