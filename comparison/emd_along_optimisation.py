@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> Path:
     budgets = [budget_of(n, percent) for percent in args.percent]
     folder = make_output_dir(args.output_dir)
     pool = unit_rows(features, pick_device(args.device))  # (n, d)
-    sample = pool[torch.tensor(random_samples(n, min(n, args.emd_samples), seed=0))]  # (m, d)
+    drawn = np.random.default_rng(0).permutation(n)[: args.emd_samples]  # by another generator than the random subsets
+    sample = pool[torch.from_numpy(drawn).to(pool.device)]  # (m, d)
     results: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
         for budget in budgets:
