@@ -1,6 +1,7 @@
 "use strict";
 // Puts the page together, and shows one subset at a time.
 
+const MOST_SENTENCES = 6; // that are shown unasked
 let current = 0;
 
 function show(position) {
@@ -19,11 +20,17 @@ function drawHead() {
   byId("verdict").textContent = report.verdict;
   byId("about").textContent = `Subset report · ${count(report.n)} images, ${count(report.d)} features each`;
   document.title = `Subset report: ${report.subsets.map((subset) => subset.name).join(", ")}`;
+  const list = byId("verdicts");
   if (report.subsets.length === 1) {
-    byId("verdicts").remove();
+    list.remove();
     return;
   }
-  report.subsets.forEach((subset, position) => byId("verdicts").append(make("li", {}, swatch(position), subset.verdict)));
+  report.subsets.forEach((subset, position) => list.append(make("li", {}, swatch(position), subset.verdict)));
+  if (report.subsets.length > MOST_SENTENCES) {
+    const folded = make("details", { class: "method" }, make("summary", {}, "Subset by subset"));
+    list.replaceWith(folded);
+    folded.append(list);
+  }
 }
 
 function drawTabs() {
