@@ -35,7 +35,6 @@ from batch_stream import BatchStream, seed_everything
 from engine import evaluate, train_one_epoch
 from figures import draw_confusion_matrix, draw_curves
 from finetuning_data import FinetuningData, build_datasets
-from frozen_probe import probe
 from recipe_options import parse_args
 from training_state import Interruption, RunFolder, TrainingState
 
@@ -62,6 +61,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         report(processes, f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
     if args.probe:
+        from frozen_probe import probe  # scikit-learn takes a second to load, and finetuning does without it
+
         result = probe(args.probe, model, data, processes, args.batch_size, amp_dtype)
         return finish_probe(args, result, data, processes)
 

@@ -27,7 +27,7 @@ OUTPUT = DEMO / "output"
 SEEDS = (0, 1, 2)
 PERCENT = 2
 JOBS = {
-    "finetuned": f"--epochs 100 --eval_interval 100 --lr 0.1 {DIGITS_FINETUNING}",
+    "finetuned": f"--epochs 100 --eval_interval 100 --save-interval 100 --lr 0.1 {DIGITS_FINETUNING}",
     "linear_probe": "--probe linear",
 }
 
