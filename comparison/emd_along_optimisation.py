@@ -4,8 +4,9 @@
         --percent 2 5 --output_dir demo/output/emd
 
 draws, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
-that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds. On the
-digits (after `make table`) it takes 15 seconds; the picture is committed as comparison/emd_along_optimisation.png.
+that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
+
+On the digits, after `make table`, in 15 seconds; the picture is committed as comparison/emd_along_optimisation.png.
 """
 
 import argparse

@@ -116,6 +116,7 @@ def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypat
 @pytest.mark.parametrize("chunk", [100, 1 << 22])
 def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
     monkeypatch.setattr("baselines.probcover.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("baselines.probcover.FEWEST_ROWS", 1)
     pool = unit(70, 4)
     inside = torch.cdist(pool.double(), pool.double()) <= 0.6
     left = ~inside[9]

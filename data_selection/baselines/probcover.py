@@ -13,6 +13,7 @@ from baselines.clusters import clusters_of
 PURITY = 0.95
 PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from
 CHUNK_ELEMENTS = 1 << 22
+FEWEST_ROWS = 64  # at a time, however large the pool: a matrix product of fewer is slow
 
 
 def probcover_samples(features: Tensor, k: int, radius: float, seed: int, known: KnownSamples) -> list[int]:
@@ -79,4 +80,4 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
 
 def chunks(rows: Tensor, n: int) -> Iterator[Tensor]:
     """Rows in portions whose similarities to n samples fit into memory."""
-    return iter(rows.split(max(1, CHUNK_ELEMENTS // n)))
+    return iter(rows.split(max(FEWEST_ROWS, CHUNK_ELEMENTS // n)))
