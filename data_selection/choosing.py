@@ -67,7 +67,7 @@ def budget_of(n: int, percent: Fraction) -> int:
     budget = int(n * percent / 100)
     if budget < 1:
         raise InputError(
-            f"--percent {float(percent):g} of {n} samples is less than one: at least {100 / n:.3g} is needed"
+            f"a budget of {float(percent):g}% of {n} samples is less than one: at least {100 / n:.3g}% is needed"
         )
     return budget
 
@@ -107,28 +107,31 @@ def choose_subsets(
     budgets = nested_budgets(n, args.nested or [args.percent])
     known = read_known_samples(args, n)
     known.check(n, budgets[-1])
-    make_output_dir(args.output_dir)
+    names = [
+        args.filename or f"{filename(budget)}{suffix(known, budgets[:position])}.json"
+        for position, budget in enumerate(budgets)
+    ]
+    paths = [Path(args.output_dir, name) for name in names]
+    make_output_dir(paths[-1].parent)  # --filename may name a folder as well
     if args.export_paths:
         read_image_paths(args.feature_path, n)
     chosen: list[int] = []
-    for position, budget in enumerate(budgets):
-        name = args.filename or f"{filename(budget)}{suffix(known, budgets[:position])}.json"
-        path = Path(args.output_dir) / name
+    for budget, path in zip(budgets, paths, strict=True):
         more = choose(features, budget - len(chosen), known.and_labeled(chosen), path)
         chosen = sorted(chosen + more)
         if processes.is_main:
             write_subset(args, chosen, path, n)
-    return path
+    return paths[-1]
 
 
 def suffix(known: KnownSamples, smaller_budgets: Sequence[int]) -> str:
     """What tells apart subsets that were chosen with other samples known, or around other smaller ones."""
-    listed = {"labeled": known.labeled, "excluded": known.excluded}
+    listed = {"labeled": known.labeled, "excluded": known.excluded, "around": smaller_budgets}
     return "".join(
         f"_{name}_{len(indices)}_{crc32(str(sorted(indices)).encode()):08x}"
         for name, indices in listed.items()
         if indices
-    ) + "".join(f"_around_{budget}" for budget in smaller_budgets)
+    )
 
 
 def write_subset(args: argparse.Namespace, indices: list[int], path: Path, n: int) -> None:

@@ -103,6 +103,17 @@ def test_file_names_tell_apart_what_was_known(feature_path):
     assert len(names) == len(options)
 
 
+def test_many_nested_budgets_fit_into_file_names(feature_path):
+    path = run("random", feature_path, "--nested", ",".join(map(str, range(1, 41))))
+    assert len(list(path.parent.glob("*.json"))) == 40
+
+
+@pytest.mark.parametrize("method", ["activeft", "random"])
+def test_a_file_name_may_hold_a_folder(method, feature_path):
+    path = run(method, feature_path, "--percent", 5, "--filename", "tries/first.json")
+    assert path == feature_path.parent / "out" / "tries" / "first.json" and path.is_file()
+
+
 def test_the_loss_of_every_iteration_is_kept_beside_the_subset(feature_path):
     path = run("activeft", feature_path, "--percent", 5)
     losses = np.loadtxt(path.with_name(f"{path.stem}_losses.txt"))
@@ -126,6 +137,7 @@ def test_observers_see_the_prototypes_before_the_first_step_and_after_each(featu
         (["--nested", "5,5"], "ascending"),
         (["--nested", "2,x"], "--nested"),
         (["--nested", "5,5.1"], "two of the budgets are 10 of 200"),
+        (["--nested", "0.1,5"], "a budget of 0.1% of 200 samples is less than one: at least 0.5% is needed"),
         (["--nested", "2,5", "--percent", "2"], "not allowed with"),
         (["--nested", "2,5", "--filename", "one.json"], "leave one of them out"),
         (["--labeled_ids", "gone.json"], "gone.json"),
