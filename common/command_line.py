@@ -72,6 +72,9 @@ def number(
     return parse
 
 
+seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; random.Random takes -1 for 1
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
     if name == "auto":

@@ -29,7 +29,7 @@ from activeft.initialisation import random_samples
 from activeft.matching import match_prototypes
 from activeft.selection import select, unit_rows
 from choosing import budget_of, percentage
-from common.command_line import ArgumentParser, number, pick_device, run
+from common.command_line import ArgumentParser, number, pick_device, run, seed_number
 from common.output_files import make_output_dir, whole_file, write_json
 from evidence.measures import earth_movers_distance
 from feature_file import read_features
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
     add("--percent", nargs="+", default=["2"], type=percentage, help="budgets in percent of the pool")
-    add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=int)
+    add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=seed_number)
     add("--max_iter", default=300, type=number(int, 1))
     add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")
     add("--output_dir", default="emd")

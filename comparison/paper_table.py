@@ -35,7 +35,7 @@ from jobs import ROOT, Job, is_finished, recorded, run_jobs
 from protocols import METHODS, PROTOCOLS, READOUTS, Protocol
 from stages import Cell, readout_jobs, with_what_they_need
 
-from common.command_line import ArgumentParser, InputError, number, run, worker_count
+from common.command_line import ArgumentParser, InputError, number, run, seed_number, worker_count
 from common.output_files import make_output_dir, read_json, whole_file, write_json
 
 
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--dataset", default="digits", choices=PROTOCOLS)
     add("--methods", nargs="+", choices=METHODS, help="the data set's protocol says, when not given; so below")
     add("--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool")
-    add("--seeds", nargs="+", type=number(int, 0))
+    add("--seeds", nargs="+", type=seed_number)
     add("--readouts", nargs="+", choices=READOUTS)
     add("--data_path", type=Path, help="where CIFAR is downloaded to and ImageNet/ lies")
     add("--output_dir", type=Path)

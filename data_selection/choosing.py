@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from activeft.known_samples import KnownSamples
-from common.command_line import InputError
+from common.command_line import InputError, seed_number
 from common.output_files import make_output_dir, whole_file, write_json
 from common.processes import Processes
 from common.subset_file import read_subset_ids
@@ -38,7 +38,7 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     )
     add("--labeled_ids", help="JSON list of samples that have labels: they count as chosen, beside the budget")
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
-    add("--seed", default=0, type=int)
+    add("--seed", default=0, type=seed_number)
     add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one a line")
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
 

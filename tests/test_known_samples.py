@@ -133,6 +133,8 @@ def test_observers_see_the_prototypes_before_the_first_step_and_after_each(featu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--seed", "-1"], "--seed: -1 must be at least 0"),
+        (["--seed", "4294967296"], "--seed: 4294967296 must be at most 4294967295"),
         (["--nested", "5,2"], "ascending"),
         (["--nested", "5,5"], "ascending"),
         (["--nested", "2,x"], "--nested"),

@@ -214,6 +214,7 @@ def test_a_tsne_map_has_two_finite_numbers_a_sample():
         (["--eval_feature_path", "narrow.npy"], "has 5 features a row, and the pool has 6"),
         (["--eval_feature_path", "unlabelled.npy"], "unlabelled.npy needs a label for every sample"),
         (["--random_seeds", "1"], "1 must be at least 2"),
+        (["--seed", "-1"], "-1 must be at least 0"),
         (["--emd_samples", "0"], "0 must be at least 1"),
         (["--duplicate_similarity", "1.5"], "1.5 must be at most 1"),
         (["--map", "globe"], "invalid choice: 'globe'"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
 
-from common.command_line import ArgumentParser, number, run
+from common.command_line import ArgumentParser, number, run, seed_number
 from evidence.command import write_report
 from evidence.projection import MAPS
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> Path:
         help="chosen images of each subset that the page shows at most, those that stand for most",
     )
     parser.add_argument(
-        "--seed", default=0, type=int, help="of the samples for EMD and map; random subsets have 0, 1, .."
+        "--seed", default=0, type=seed_number, help="of the samples for EMD and map; random subsets have 0, 1, .."
     )
     parser.add_argument("--device", default="auto", help="auto is cuda, then mps, then cpu")
     return write_report(parser.parse_args(argv))
