@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser("Draw the Earth Mover's Distance between subset and pool along the optimisation.")
     add = parser.add_argument
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
-    add("--percent", nargs="+", default=["2"], type=percentage, help="budgets in percent of the pool")
+    add("--percent", nargs="+", default=[2], type=percentage, help="budgets in percent of the pool")
     add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=seed_number)
     add("--max_iter", default=300, type=number(int, 1))
     add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")

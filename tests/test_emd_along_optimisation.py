@@ -37,6 +37,11 @@ def test_the_curve_starts_at_the_distance_of_the_random_samples_it_starts_from(f
     assert start == pytest.approx(distances["random"], abs=1e-6)
 
 
+def test_without_a_budget_it_is_2_percent(feature_path):
+    picture = run(feature_path, "--seeds", 0, "--max_iter", 1)
+    assert list(json.loads(picture.with_suffix(".json").read_text())["distances"]) == ["8"]
+
+
 def test_a_pool_that_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(InputError, match="is not there"):
         run(tmp_path / "gone.npy")
