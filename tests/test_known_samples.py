@@ -161,6 +161,12 @@ def test_bad_lists_give_one_clear_error(option, ids, message, feature_path):
         run("activeft", feature_path, option, write_ids(feature_path, "ids.json", ids))
 
 
+def test_a_pool_of_which_nothing_is_left_is_an_error(feature_path):
+    labeled = write_ids(feature_path, "labeled.json", list(range(200)))
+    with pytest.raises(InputError, match="nothing is left to choose: all 200 samples are labelled or excluded"):
+        run("random", feature_path, "--labeled_ids", labeled)
+
+
 def test_a_budget_beyond_what_is_left_is_an_error(feature_path):
     excluded = write_ids(feature_path, "excluded.json", list(range(150)))
     with pytest.raises(InputError, match="of which 150 are labelled or excluded: it must be from 1 to 50"):

@@ -44,6 +44,8 @@ class KnownSamples:
         if len(set(self.labeled)) < len(self.labeled):
             raise InputError("a labeled sample is listed twice: every index must stand there once")
         left = len(self.open_indices(n))
+        if not left:
+            raise InputError(f"nothing is left to choose: all {n} samples are labelled or excluded")
         if not 1 <= budget <= left:
             kept = f", of which {n - left} are labelled or excluded" if left < n else ""
             raise InputError(
