@@ -113,6 +113,14 @@ def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypat
     assert cluster[typiclust_samples(pool, 6, 0, NOTHING)].tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
+    monkeypatch.setattr("baselines.typiclust.MOST_CLUSTERS", 3)
+    pool, cluster = planted_clusters(20, 12, 8)
+    all_but_one = tuple((cluster == 0).nonzero().squeeze(1).tolist()[1:])
+    chosen = typiclust_samples(pool, 5, 0, KnownSamples(excluded=all_but_one))
+    assert cluster[chosen].tolist() == [0, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("chunk", [100, 1 << 22])
 def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
     monkeypatch.setattr("baselines.probcover.CHUNK_ELEMENTS", chunk)

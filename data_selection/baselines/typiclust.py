@@ -1,5 +1,7 @@
 """TypiClust: the most typical sample of each cluster, the largest clusters first."""
 
+from itertools import islice, zip_longest
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -35,16 +37,11 @@ def typiclust_samples(features: Tensor, k: int, seed: int, known: KnownSamples) 
     for c in tqdm(order, desc="typicality"):
         members = (cluster == c).nonzero().squeeze(1)
         ranked = members[typicality(features[members]).argsort(descending=True, stable=True)]
-        open_by_typicality[c] = iter(ranked[~closed[ranked]].tolist())
-    chosen: list[int] = []
-    large = [c for c in order if size[c] > TINY_CLUSTER]
-    for clusters in (large, [c for c in order if size[c] <= TINY_CLUSTER]):
-        while clusters and len(chosen) < k:
-            given = [(c, next(open_by_typicality[c], None)) for c in clusters[: k - len(chosen)]]
-            chosen += [sample for _, sample in given if sample is not None]
-            exhausted = {c for c, sample in given if sample is None}
-            clusters = [c for c in clusters if c not in exhausted]
-    return chosen
+        open_by_typicality[c] = ranked[~closed[ranked]].tolist()
+    large = [open_by_typicality[c] for c in order if size[c] > TINY_CLUSTER]
+    tiny = [open_by_typicality[c] for c in order if size[c] <= TINY_CLUSTER]
+    in_turn = (sample for clusters in (large, tiny) for turn in zip_longest(*clusters) for sample in turn)
+    return list(islice((sample for sample in in_turn if sample is not None), k))
 
 
 def typicality(members: Tensor) -> Tensor:
