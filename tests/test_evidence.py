@@ -206,6 +206,14 @@ def test_the_table_marks_what_differs_by_more_than_two_standard_deviations():
     assert (outcome["emd"], outcome["coverage_95"]) == ("same", "same")
 
 
+def test_what_equals_random_subsets_but_for_rounding_is_the_same():
+    each = [values_of(0.21, 0.21)] * 10  # their mean differs from each of them in the last bit
+    random = spread(each)
+    assert random["mean"] != each[0] and random["std"] == values_of(0, 0)
+    assert set(compared(each[0], random, MARKED).values()) == {"same"}
+    assert "is no better than random" in verdict("All of the pool", each[0], random, each)
+
+
 def summary_of(*values: dict[str, float], sizes: tuple[int, ...]) -> str:
     random = {size: {"std": values_of(0.01, 0.01)} for size in sizes}
     return summary(["a", "b", "c"][: len(values)], sizes, values, random, [""] * len(values))

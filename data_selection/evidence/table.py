@@ -10,6 +10,7 @@ from scipy.stats import t
 Values = dict[str, float | None]
 MARKED = 2  # standard deviations from the mean of random subsets that the table marks,
 CLAIMED = 3  # and that the verdict takes for a difference
+ROUNDING = 1e-6  # no difference, even where random subsets do not differ at all
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,6 @@ def compared(values: Values, random: dict[str, Values], deviations: float) -> di
             outcome[measure.key] = "same"
             continue
         gain = mean - value if measure.better == "lower" else value - mean
-        clear = abs(gain) > deviations * random["std"][measure.key]
+        clear = abs(gain) > max(deviations * random["std"][measure.key], ROUNDING)
         outcome[measure.key] = ("better" if gain > 0 else "worse") if clear else "same"
     return outcome
