@@ -201,6 +201,7 @@ def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature
         (["--method", "kmeans", "--delta", 0.5], "--delta is of probcover"),
         (["--method", "probcover", "--delta", 3], "--delta"),
         (["--method", "probcover", "--delta", 0.5, "--num_classes", 4], "leave one of them out"),
+        (["--method", "probcover", "--num_classes", 151], "--num_classes 151 is more than the 150 samples"),
     ],
 )
 def test_bad_options_give_one_clear_error(options, message, feature_path):

@@ -86,15 +86,17 @@ def classes_labelled(feature_path: str) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises InputError for options that do not go together."""
+    """Raises InputError for options that do not go together, or not with the pool."""
     radius_options = {"--delta": args.delta, "--num_classes": args.num_classes}
     given = [option for option, value in radius_options.items() if value is not None]
     if given and args.method != "probcover":
         raise InputError(f"{given[0]} is of probcover, nothing else: leave it out with --method {args.method}")
     if len(given) == 2:
         raise InputError("--num_classes is for estimating --delta: leave one of them out")
-    if args.method == "probcover" and not given:
-        classes_labelled(args.feature_path)
+    if args.method == "probcover" and not args.delta:
+        classes, n = args.num_classes or classes_labelled(args.feature_path), len(read_features(args.feature_path)[0])
+        if classes > n:
+            raise InputError(f"--num_classes {classes} is more than the {n} samples of {args.feature_path}")
 
 
 def main(argv: list[str] | None = None) -> Path:
