@@ -26,7 +26,8 @@ def read_features(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Open a feature file without reading it into memory.
 
     Returns: features (n, d), memory-mapped, and labels (n,), int64 (-1 where unknown).
-    Raises: InputError when it is missing, unfinished, pickled, not 2-D or not of floating point numbers.
+    Raises: InputError when it is missing, unfinished, pickled, not 2-D, not of floating point numbers, or has labels
+        that are no whole numbers (features alone, without the label column, say).
     """
     path = Path(path)
     if not path.is_file():
@@ -46,6 +47,10 @@ def read_features(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"feature file {path}: row {int(np.argmin(np.isfinite(labels)))} has no finite label (last column)"
         )
+    whole = labels == labels.round()
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise InputError(f"feature file {path}: the last column is the label, and that of row {row} is {labels[row]:g}")
     return table[:, :-1], labels.astype(np.int64)
 
 

@@ -172,6 +172,7 @@ def test_file_name_is_the_published_one_and_says_what_it_left_out(options, name,
         (lambda table: np.where(np.arange(1000)[:, None] == 7, 0, table), "row 7 of the features is all zero"),
         (lambda table: np.where(np.arange(33) == 5, np.inf, table), "row 0 of the features is not finite"),
         (lambda table: np.where(np.arange(33) == 32, np.nan, table), "label"),
+        (lambda table: table[:, :-1], "the last column is the label, and that of row 0 is"),
     ],
 )
 def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
