@@ -67,9 +67,10 @@ def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
             f"{source} is not there: image paths are known only for features of --dataset Folder or ImageNet"
         )
     listed = read_json(source, "list of image paths")
-    if not isinstance(listed, dict) or len(listed.get("paths", ())) != n:
+    root, paths = (listed.get("root"), listed.get("paths")) if isinstance(listed, dict) else (None, None)
+    if not isinstance(root, str) or not isinstance(paths, list) or len(paths) != n:
         raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
-    return [Path(listed["root"], path) for path in listed["paths"]]
+    return [Path(root, path) for path in paths]
 
 
 class FeatureFile:

@@ -237,6 +237,8 @@ def test_bad_options_give_one_clear_error_and_no_report(options, message, given)
         ("good.json", "[1, 1]", "holds 1 2 times"),
         ("good_losses.txt", "1.5\nlow\n", "good_losses.txt is not one number a line"),
         ("pool_paths.json", '{"root": ".", "paths": []}', "does not list the 60 images"),
+        ("pool_paths.json", json.dumps({"paths": ["a.png"] * 60}), "does not list the 60 images"),
+        ("pool_paths.json", '{"root": ".", "paths": 60}', "does not list the 60 images"),
     ],
 )
 def test_bad_files_give_one_clear_error_and_no_report(file, content, message, given):

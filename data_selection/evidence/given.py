@@ -26,7 +26,7 @@ def read_subsets(paths: Sequence[str], feature_path: str, n: int) -> list[Subset
 
     Raises: InputError for a file that is no subset of n samples, or losses beside it that are no list of numbers.
     """
-    distinct = [Path(path) for path in dict.fromkeys(paths)]
+    distinct = list(dict.fromkeys(map(Path, paths)))
     names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, distinct, strict=True)]
     return [
