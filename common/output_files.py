@@ -33,7 +33,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the {what} {path} is not JSON: {error}") from None
 
 

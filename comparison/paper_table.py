@@ -82,7 +82,11 @@ def check_finetuning_options(options: str) -> None:
     sys.path.insert(1, str(ROOT / "deit"))
     from recipe_options import parse_args as parse_finetuning_options
 
-    parse_finetuning_options(shlex.split(options))
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"--finetuning_options {options!r} cannot be split into words: {error}") from None
+    parse_finetuning_options(words)
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:

@@ -198,6 +198,7 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--percents", "0"], "argument --percents: 0 must be above 0"),
         (["--methods", "best"], "argument --methods: invalid choice: 'best'"),
         (["--finetuning_options=--lr much"], "argument --lr: 'much' is not a number"),
+        (["--finetuning_options=--lr '1"], "cannot be split into words: No closing quotation"),
         (["--pretrained_weights", "missing.pth"], "--pretrained_weights missing.pth is not there"),
     ],
 )

@@ -18,6 +18,7 @@ def test_indices_come_in_the_order_of_the_file(tmp_path):
         ("[1, 2.5]", "is not one JSON list of whole numbers"),
         ("[true]", "is not one JSON list of whole numbers"),
         ("[1, 2", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "is empty"),
         ("[3, 4, 3]", "holds 3 2 times"),
         ("[0, 30]", "holds 30, but the pool has images 0 to 29"),
