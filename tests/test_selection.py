@@ -18,6 +18,7 @@ from activeft.selection import drawn_rows
 from activeft.sharding import Sharding
 from choosing import budget_of
 from common.command_line import InputError
+from common.processes import Processes
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_selection" / "sample_tools"
@@ -110,6 +111,11 @@ def test_a_bad_row_of_one_process_ends_both(feature_path):
     done = two_processes("ActiveFT_CIFAR.py", "--feature_path", feature_path, "--output_dir", feature_path.parent)
     assert done.returncode != 0
     assert "error: row 900 of the features is not finite" in done.stderr
+
+
+def test_a_pool_smaller_than_the_number_of_processes_is_an_error():
+    with pytest.raises(InputError, match="2 processes cannot share a pool of 1 samples"):
+        select(np.ones((1, 4), np.float32), 1, processes=Processes(torch.device("cpu"), 0, world_size=2))
 
 
 def test_processes_hold_the_drawn_rows_between_them():

@@ -76,6 +76,8 @@ def select(
     processes = processes or Processes(pick_device(device))
     sharding = Sharding(len(features), processes.rank, processes.world_size)
     n = sharding.n
+    if n < sharding.world_size:
+        raise InputError(f"{sharding.world_size} processes cannot share a pool of {n} samples: start fewer")
     known = KnownSamples(tuple(labeled), tuple(excluded))
     known.check(n, budget)
     whole_pool = batch_size is None or batch_size >= n
