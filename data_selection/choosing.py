@@ -1,6 +1,7 @@
 """What every way of choosing a subset shares: the pool, budgets, what is known before, and the files that come out."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -82,8 +83,9 @@ def nested_budgets(n: int, percents: Sequence[Fraction]) -> list[int]:
 
 
 def read_known_samples(args: argparse.Namespace, n: int) -> KnownSamples:
-    labeled = read_subset_ids(args.labeled_ids, n, "--labeled_ids") if args.labeled_ids else []
-    excluded = read_subset_ids(args.exclude_ids, n, "--exclude_ids") if args.exclude_ids else []
+    # An empty name, of a shell variable that is not set, is an error and not "none".
+    labeled = read_subset_ids(args.labeled_ids, n, "--labeled_ids") if args.labeled_ids is not None else []
+    excluded = read_subset_ids(args.exclude_ids, n, "--exclude_ids") if args.exclude_ids is not None else []
     return KnownSamples(tuple(labeled), tuple(excluded))
 
 
@@ -142,5 +144,5 @@ def write_subset(args: argparse.Namespace, indices: list[int], path: Path, n: in
         images = read_image_paths(args.feature_path, n)
         listing = path.with_name(f"{path.stem}_paths.txt")
         with whole_file(listing) as temporary:
-            temporary.write_text("".join(f"{images[index]}\n" for index in indices))
+            temporary.write_bytes(b"".join(os.fsencode(images[index]) + b"\n" for index in indices))  # in any encoding
         print(f"wrote the paths of the chosen images to {listing}")

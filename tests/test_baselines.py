@@ -1,6 +1,7 @@
 """Each baseline against its definition, worked out naively on small pools."""
 
 import json
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from baselines.herding import herding_samples
 from baselines.probcover import probcover_samples, purest_radius
 from baselines.typiclust import typicality, typiclust_samples
 from common.command_line import InputError
+from common.processes import Processes
 
 NOTHING = KnownSamples()
 
@@ -207,6 +209,12 @@ def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature
 def test_bad_options_give_one_clear_error(options, message, feature_path):
     with pytest.raises(InputError, match=message):
         choose(feature_path, *options)
+
+
+def test_several_processes_are_refused(feature_path, monkeypatch):
+    monkeypatch.setattr(baseline, "launched", lambda device: nullcontext(Processes(torch.device("cpu"), 1, 2)))
+    with pytest.raises(InputError, match="baselines run in one process, not in 2"):
+        choose(feature_path, "--method", "random")
 
 
 def test_probcover_without_labels_asks_for_the_number_of_classes(feature_path):

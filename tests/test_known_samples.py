@@ -1,6 +1,7 @@
 """Labelled samples, excluded samples and nested budgets, in ActiveFT and all baselines."""
 
 import json
+import os
 from pathlib import Path
 
 import ActiveFT_CIFAR
@@ -15,6 +16,7 @@ from activeft import select
 from activeft.initialisation import random_samples
 from activeft.known_samples import KnownSamples
 from common.command_line import InputError
+from feature_file import write_image_paths
 
 METHODS = ("activeft", *baseline.METHODS)
 
@@ -114,6 +116,14 @@ def test_a_file_name_may_hold_a_folder(method, feature_path):
     assert path == feature_path.parent / "out" / "tries" / "first.json" and path.is_file()
 
 
+def test_paths_of_chosen_images_keep_the_bytes_of_their_names(feature_path):
+    names = [f"caf\udce9 {index}.png" for index in range(200)]  # not UTF-8: an \xe9 of Latin 1
+    write_image_paths(feature_path, feature_path.parent, [str(feature_path.parent / name) for name in names])
+    path = run("random", feature_path, "--percent", 1, "--export_paths")
+    listed = path.with_name(f"{path.stem}_paths.txt").read_bytes().splitlines()
+    assert listed == [os.fsencode(feature_path.parent / names[index]) for index in json.loads(path.read_text())]
+
+
 def test_the_loss_of_every_iteration_is_kept_beside_the_subset(feature_path):
     path = run("activeft", feature_path, "--percent", 5)
     losses = np.loadtxt(path.with_name(f"{path.stem}_losses.txt"))
@@ -143,6 +153,7 @@ def test_observers_see_the_prototypes_before_the_first_step_and_after_each(featu
         (["--nested", "2,5", "--percent", "2"], "not allowed with"),
         (["--nested", "2,5", "--filename", "one.json"], "leave one of them out"),
         (["--labeled_ids", "gone.json"], "gone.json"),
+        (["--exclude_ids", ""], "cannot read the --exclude_ids file"),
     ],
 )
 @pytest.mark.parametrize("method", ["activeft", "random"])
