@@ -207,6 +207,13 @@ def test_a_tsne_map_has_two_finite_numbers_a_sample():
     assert where.shape == (40, 2) and np.isfinite(where).all() and len(axes) == 2
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["pca", "tsne"])
+def test_a_map_of_equal_images_is_a_point(kind):
+    where, axes = project(kind, np.ones((30, 5), np.float32), 0, 30)
+    assert not where.any() and axes == ["all images are the same"] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -29,6 +29,8 @@ def project(kind: str, rows: np.ndarray, seed: int, fitted: int) -> tuple[np.nda
 
     Returns: (m, 2), and what the two axes mean.
     """
+    if (rows == rows[0]).all():  # t-SNE would divide by their variance, and crash
+        return np.zeros((len(rows), 2)), ["all images are the same"] * 2
     if kind == "pca":
         pca = PCA(min(2, fitted, rows.shape[1]), random_state=seed).fit(rows[:fitted])
         where = np.zeros((len(rows), 2))
