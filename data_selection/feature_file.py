@@ -68,7 +68,7 @@ def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
         )
     listed = read_json(source, "list of image paths")
     root, paths = (listed.get("root"), listed.get("paths")) if isinstance(listed, dict) else (None, None)
-    if not isinstance(root, str) or not isinstance(paths, list) or len(paths) != n:
+    if not isinstance(paths, list) or len(paths) != n or not all(isinstance(name, str) for name in (root, *paths)):
         raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
     return [Path(root, path) for path in paths]
 

@@ -246,6 +246,7 @@ def test_bad_options_give_one_clear_error_and_no_report(options, message, given)
         ("pool_paths.json", '{"root": ".", "paths": []}', "does not list the 60 images"),
         ("pool_paths.json", json.dumps({"paths": ["a.png"] * 60}), "does not list the 60 images"),
         ("pool_paths.json", '{"root": ".", "paths": 60}', "does not list the 60 images"),
+        ("pool_paths.json", json.dumps({"root": ".", "paths": [*range(60)]}), "does not list the 60 images"),
     ],
 )
 def test_bad_files_give_one_clear_error_and_no_report(file, content, message, given):
