@@ -14,6 +14,7 @@ from conftest import ROOT, TINY_VIT_OPTIONS
 from jobs import Job, is_finished, note, prepare, run_jobs
 from paper_table import main, parse_args
 from published import COLUMNS, ROWS, published_accuracy
+from scipy.stats import ttest_ind
 from significance import Marks, marks, mean_and_std, welch
 from stages import Cell, readout_jobs, with_what_they_need
 
@@ -53,6 +54,12 @@ def test_significantly_above_and_below_random_are_told_apart():
 def test_the_test_is_welchs():
     # t = 20 / sqrt(1/3 + 1/3) with 4 degrees of freedom
     assert welch(HIGH, LOW) == pytest.approx(1.648e-05, rel=0.001)
+    assert welch(HIGH, WIDE) == pytest.approx(ttest_ind(HIGH, WIDE, equal_var=False).pvalue)
+
+
+def test_what_chance_gives_in_one_of_ten_is_not_marked():
+    first, second = [80.0, 81.0, 82.0], [78.2, 79.2, 80.2]  # p = 0.09
+    assert marks({"random": second, "activeft": first}) == {"random": Marks(best=True), "activeft": Marks(best=True)}
 
 
 def test_a_single_seed_is_not_tested():

@@ -130,6 +130,24 @@ def test_represents_names_the_chosen_sample_and_its_similarity_for_each_pool_sam
     assert similarity[0] == pytest.approx(expected.max(axis=1), abs=1e-6)
 
 
+def test_the_map_knows_what_stands_for_each_of_its_samples(given):
+    folder = write_report(given, "--map_samples", 20, subsets=("good",))
+    content = json.loads((folder / "report.json").read_text())
+    drawn, (good,) = content["map"]["index"][:20], content["subsets"]
+    with np.load(folder / "represents.npz") as file:
+        assert [good["ids"][position] for position in good["map_nearest"]] == file["chosen"][0, drawn].tolist()
+        assert good["map_similarity"] == pytest.approx(file["similarity"][0, drawn], abs=1e-4)
+
+
+def test_every_verdict_rests_on_random_subsets_of_the_same_size(given):
+    (given / "small.json").write_text("[5, 6]")
+    content = read_report(given, subsets=("good", "small"))
+    for subset, random in zip(content["subsets"], content["random"], strict=True):
+        assert subset["k"] == random["k"]
+        stated = re.search(r"against (\S+) ±", subset["verdict"])[1]
+        assert float(stated) == pytest.approx(random["mean"]["emd"], abs=0.01)
+
+
 def test_stands_for_counts_the_pool(given):
     for subset in read_report(given)["subsets"]:
         assert sum(subset["stands_for"]) == N and len(subset["stands_for"]) == 4
