@@ -115,6 +115,13 @@ def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypat
     assert cluster[typiclust_samples(pool, 6, 0, NOTHING)].tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def test_typiclust_takes_of_tiny_clusters_last():
+    pool, cluster = planted_clusters(30, 20, 3)
+    labeled = tuple(int((cluster == c).nonzero()[0]) for c in (0, 1))  # only the tiny cluster has no label yet
+    chosen = typiclust_samples(pool, 1, 0, KnownSamples(labeled=labeled))
+    assert cluster[chosen].tolist() == [0]
+
+
 def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
     monkeypatch.setattr("baselines.typiclust.MOST_CLUSTERS", 3)
     pool, cluster = planted_clusters(20, 12, 8)
@@ -127,16 +134,16 @@ def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
 def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
     monkeypatch.setattr("baselines.probcover.CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr("baselines.probcover.FEWEST_ROWS", 1)
-    pool = unit(70, 4)
-    inside = torch.cdist(pool.double(), pool.double()) <= 0.6
+    pool = unit(150, 3)
+    inside = torch.cdist(pool.double(), pool.double()) <= 0.5
     left = ~inside[9]
     expected = []
-    for _ in range(6):
+    for _ in range(12):
         gain = (inside & left).sum(dim=1)
         gain[[9, 4, *expected]] = -1
         expected.append(int(gain.argmax()))
         left &= ~inside[expected[-1]]
-    assert probcover_samples(pool, 6, 0.6, 0, KnownSamples(labeled=(9,), excluded=(4,))) == expected
+    assert probcover_samples(pool, 12, 0.5, 0, KnownSamples(labeled=(9,), excluded=(4,))) == expected
 
 
 def test_probcover_draws_the_rest_at_random_when_all_is_covered():

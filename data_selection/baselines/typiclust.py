@@ -31,7 +31,7 @@ def typiclust_samples(features: Tensor, k: int, seed: int, known: KnownSamples) 
     cluster, _ = clusters_of(features, count, seed, MINIBATCH if count > FEW_CLUSTERS else None)
     labeled = torch.bincount(cluster[list(known.labeled)], minlength=count).tolist()
     size = torch.bincount(cluster, minlength=count).tolist()
-    order = sorted(range(count), key=lambda c: (size[c] <= TINY_CLUSTER, labeled[c], -size[c]))
+    order = sorted(range(count), key=lambda c: (labeled[c], -size[c]))
     closed = known.closed(len(features), features.device)
     open_by_typicality = {}
     for c in tqdm(order, desc="typicality"):
