@@ -18,7 +18,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,7 +30,7 @@ from activeft.selection import select, unit_rows
 from choosing import budget_of, percentage
 from common.command_line import ArgumentParser, number, pick_device, run, seed_number
 from common.output_files import make_output_dir, whole_file, write_json
-from evidence.measures import earth_movers_distance
+from evidence.measures import earth_movers_distance, random_part
 from feature_file import read_features
 
 EVERY = 10  # iterations between two points of a curve
@@ -94,8 +93,7 @@ def main(argv: list[str] | None = None) -> Path:
     budgets = [budget_of(n, percent) for percent in args.percent]
     folder = make_output_dir(args.output_dir)
     pool = unit_rows(features, pick_device(args.device))  # (n, d)
-    drawn = np.random.default_rng(0).permutation(n)[: args.emd_samples]  # by another generator than the random subsets
-    sample = pool[torch.from_numpy(drawn).to(pool.device)]  # (m, d)
+    sample = pool[random_part(n, args.emd_samples, seed=0)]  # (m, d)
     results: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
         for budget in budgets:

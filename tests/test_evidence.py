@@ -10,6 +10,7 @@ import torch
 from activeft.initialisation import random_samples
 from common.command_line import InputError
 from evidence import projection
+from evidence.accuracy import LabelledRows, accuracies
 from evidence.gallery import nearest_represented
 from evidence.measures import (
     class_balance,
@@ -21,7 +22,6 @@ from evidence.measures import (
     representatives,
     shares,
 )
-from evidence.readouts import LabelledRows, accuracies
 from evidence.table import MARKED, by_chance, compared, spread
 from evidence.verdict import summary, verdict
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activeft.initialisation import random_samples
+from evidence.accuracy import LabelledRows, accuracies
 from evidence.measures import (
     class_balance,
     coverage,
@@ -19,7 +20,6 @@ from evidence.measures import (
     representatives,
     shares,
 )
-from evidence.readouts import LabelledRows, accuracies
 from evidence.table import Values
 
 

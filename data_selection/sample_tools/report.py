@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
 
 from common.command_line import ArgumentParser, number, run, seed_number
-from evidence.command import write_report
 from evidence.projection import MAPS
+from evidence.report_files import write_report
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -10,13 +10,13 @@ import numpy as np
 from activeft.selection import unit_rows
 from common.command_line import pick_device
 from common.output_files import make_output_dir, whole_file, write_json
-from evidence.comparison import compare
+from evidence.accuracy import LabelledRows
+from evidence.against_random import compare
 from evidence.evaluation import Evaluation, Evaluator, evaluate_with_random
 from evidence.gallery import chosen_images, pictures
 from evidence.given import Subset, image_paths, known_labels, read_held_out, read_subsets
 from evidence.page import page
 from evidence.projection import check_map, map_of_pool
-from evidence.readouts import LabelledRows
 from feature_file import read_features
 
 PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
