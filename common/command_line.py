@@ -28,10 +28,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a command's main function and exit: 0, 2 after an InputError (one line on stderr), 130 when interrupted."""
+    """Run a command's main function and exit: 0, 130 when interrupted, 2 after an InputError (one line on stderr).
+
+    What the system refuses, such as to write on a full disk, is one line too.
+    """
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(_report(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_report("interrupted", 130))

@@ -11,6 +11,7 @@ On the digits, after `make table`, in 15 seconds; the picture is committed as co
 
 import argparse
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import matplotlib
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser("Draw the Earth Mover's Distance between subset and pool along the optimisation.")
     add = parser.add_argument
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
-    add("--percent", nargs="+", default=[2], type=percentage, help="budgets in percent of the pool")
+    add("--percent", nargs="+", default=[Fraction(2)], type=percentage, help="budgets in percent of the pool")
     add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=seed_number)
     add("--max_iter", default=300, type=number(int, 1))
     add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")
@@ -66,17 +67,22 @@ def distances_along(
     return curves
 
 
+def spread(values: np.ndarray) -> np.ndarray:
+    """Sample standard deviation over the seeds, the first axis; 0 of a single one."""
+    return values.std(axis=0, ddof=min(1, len(values) - 1))
+
+
 def draw(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
     """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
     for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):
         for name, colour in CURVES.items():
-            mean, std = distances[name].mean(axis=0), distances[name].std(axis=0)
+            mean, std = distances[name].mean(axis=0), spread(distances[name])
             axis.plot(iterations, mean, color=colour, label=name)
             axis.fill_between(iterations, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         of_random = distances["random"]
         axis.axhline(of_random.mean(), color="tab:orange", linestyle="--", label="random images")
-        axis.axhspan(*(of_random.mean() + of_random.std() * np.array([-1, 1])), color="tab:orange", alpha=0.12)
+        axis.axhspan(*(of_random.mean() + spread(of_random) * np.array([-1, 1])), color="tab:orange", alpha=0.12)
         axis.set(title=f"{budget} images", xlabel="iteration", ylabel="Earth Mover's Distance to the pool")
         axis.grid(alpha=0.3)
         axis.legend()
@@ -109,8 +115,9 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"{budget} of {n} images, seeds {args.seeds}, distance to {len(sample)} of the pool:")
         for name, values in distances.items():
             start, end = values.reshape(len(args.seeds), -1)[:, [0, -1]].T
-            change = "" if name == "random" else f"{start.mean():.4f} ± {start.std():.4f} at the start, "
-            print(f"  {name:10} {change}{end.mean():.4f} ± {end.std():.4f}{'' if name == 'random' else ' at the end'}")
+            ended = f"{end.mean():.4f} ± {spread(end):.4f}"
+            moved = f"{start.mean():.4f} ± {spread(start):.4f} at the start, {ended} at the end"
+            print(f"  {name:10} {ended if name == 'random' else moved}")
     content = {str(k): {name: values.tolist() for name, values in d.items()} for k, d in results.items()}
     write_json(folder / "emd_along_optimisation.json", {"iterations": iterations, "distances": content})
     draw(results, iterations, folder / "emd_along_optimisation.png")

@@ -21,7 +21,8 @@ def typiclust_samples(features: Tensor, k: int, seed: int, known: KnownSamples) 
     """TypiClust (Hacohen et al., ICML 2022, algorithm 1), with the settings of its published code.
 
     K-means gives as many clusters as samples will be labelled, at most 500. Those with the fewest labelled samples come
-    first, and of these the largest; each in turn gives its most typical sample, round after round.
+    first, and of these the largest; each in turn gives its most typical sample, round after round. (departure) The
+    published code ranks a cluster anew, without what it has given, in each round; here it is ranked once, by all of it.
 
     Args:
         features: unit rows (n, d).

@@ -29,6 +29,8 @@ def write_report(args: argparse.Namespace) -> Path:
     """
     features, labels = read_features(args.feature_path)
     n, d = features.shape
+    if (unknown := int((labels < 0).sum())) not in (0, n):
+        print(f"{unknown} of {n} images have no label: nothing is said about classes")
     labels = known_labels(labels)
     subsets = read_subsets(args.subset_ids, args.feature_path, n)
     held_out = read_held_out(args.eval_feature_path, d, labels) if args.eval_feature_path else None
