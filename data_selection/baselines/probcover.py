@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activeft.known_samples import KnownSamples
+from activeft.unit_sphere import distance
 from baselines.clusters import clusters_of
 
 PURITY = 0.95
@@ -72,10 +73,10 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
         (features[rows] @ features.T).masked_fill_(cluster[rows, None] == cluster, -torch.inf).amax(dim=1)  # (chunk,)
         for rows in chunks(torch.tensor(drawn, device=features.device), n)
     ]
-    distance = (2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
+    reach = distance(torch.cat(nearest)).sort().values
     # Just below the first distance at which more than 5% of the balls would reach another cluster.
-    impure = int((1 - PURITY) * len(distance))
-    return float(distance.sort().values[impure]) * (1 - 1e-6)
+    impure = int((1 - PURITY) * len(reach))
+    return float(reach[impure]) * (1 - 1e-6)
 
 
 def chunks(rows: Tensor, n: int) -> Iterator[Tensor]:

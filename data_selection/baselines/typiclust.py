@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activeft.known_samples import KnownSamples
+from activeft.unit_sphere import distance
 from baselines.clusters import clusters_of
 
 MOST_CLUSTERS = 500
@@ -60,5 +61,4 @@ def typicality(members: Tensor) -> Tensor:
         (rows @ members.T).topk(neighbours + 1, dim=1).values[:, 1:]  # (chunk, d) x (d, c) -> (chunk, 20); not itself
         for rows in members.split(chunk)
     ]
-    distance = (2 - 2 * torch.cat(nearest)).clamp_min(0).sqrt()
-    return 1 / (distance.mean(dim=1) + 1e-5)
+    return 1 / (distance(torch.cat(nearest)).mean(dim=1) + 1e-5)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from activeft.assignment import nearest_of_all
+from activeft.unit_sphere import distance
 from common.command_line import InputError
 
 ROWS_AT_A_TIME = 1024
@@ -18,11 +19,6 @@ EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits into
 def random_part(n: int, size: int, seed: int) -> np.ndarray:
     """At most `size` of n samples, ascending, int64: not drawn as random subsets are, so it is none of them."""
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
-
-
-def distance(similarity: Tensor) -> Tensor:
-    """Euclidean distance between unit vectors of this cosine similarity."""
-    return (2 - 2 * similarity).clamp_min(0).sqrt()
 
 
 def representatives(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
