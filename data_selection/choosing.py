@@ -115,14 +115,13 @@ def choose_subsets(
     ]
     paths = [Path(args.output_dir, name) for name in names]
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
-    if args.export_paths:
-        read_image_paths(args.feature_path, n)
+    images = read_image_paths(args.feature_path, n) if args.export_paths else None
     chosen: list[int] = []
     for budget, path in zip(budgets, paths, strict=True):
         more = choose(features, budget - len(chosen), known.and_labeled(chosen), path)
         chosen = sorted(chosen + more)
         if processes.is_main:
-            write_subset(args, chosen, path, n)
+            write_subset(path, chosen, n, images)
     return paths[-1]
 
 
@@ -136,12 +135,11 @@ def suffix(known: KnownSamples, smaller_budgets: Sequence[int]) -> str:
     )
 
 
-def write_subset(args: argparse.Namespace, indices: list[int], path: Path, n: int) -> None:
-    """Write the chosen indices as one JSON list, and their images' paths when asked."""
+def write_subset(path: Path, indices: list[int], n: int, images: Sequence[Path] | None) -> None:
+    """Write the chosen indices as one JSON list, and their images' paths when those of the pool are given."""
     write_json(path, indices)
     print(f"wrote {len(indices)} of {n} indices to {path}")
-    if args.export_paths:
-        images = read_image_paths(args.feature_path, n)
+    if images:
         listing = path.with_name(f"{path.stem}_paths.txt")
         with whole_file(listing) as temporary:
             temporary.write_bytes(b"".join(os.fsencode(images[index]) + b"\n" for index in indices))  # in any encoding
