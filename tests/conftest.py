@@ -42,6 +42,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pool(tmp_path_factory.mktemp("pools") / "insects", train_per_class=10, val_per_class=2)
 
 
+def mixture(n: int, d: int, clusters: int, spread: float) -> np.ndarray:
+    """(n, d + label): samples around random centres, and the centre of each."""
+    random = np.random.RandomState(0)
+    centres = random.randn(clusters, d)
+    labels = random.randint(clusters, size=n)
+    return np.column_stack([centres[labels] + spread * random.randn(n, d), labels]).astype(np.float32)
+
+
 def tiny_vit(num_classes: int = 0, **kwargs) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **{**TINY_VIT, **kwargs})

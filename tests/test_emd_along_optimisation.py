@@ -4,16 +4,14 @@ from pathlib import Path
 import emd_along_optimisation
 import numpy as np
 import pytest
+from conftest import mixture
 
 from common.command_line import InputError
 
 
 @pytest.fixture
 def feature_path(tmp_path: Path) -> Path:
-    random = np.random.RandomState(0)
-    labels = random.randint(20, size=400)
-    features = random.randn(20, 16)[labels] + 0.3 * random.randn(400, 16)
-    np.save(tmp_path / "mixture_train.npy", np.column_stack([features, labels]).astype(np.float32))
+    np.save(tmp_path / "mixture_train.npy", mixture(400, 16, clusters=20, spread=0.3))
     return tmp_path / "mixture_train.npy"
 
 

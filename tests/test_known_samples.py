@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mixture
 from dense_reference import dense_loss
 
 from activeft import select
@@ -23,10 +24,7 @@ METHODS = ("activeft", *baseline.METHODS)
 
 @pytest.fixture
 def feature_path(tmp_path: Path) -> Path:
-    random = np.random.RandomState(0)
-    labels = random.randint(6, size=200)
-    features = random.randn(6, 8)[labels] + 0.5 * random.randn(200, 8)
-    np.save(tmp_path / "pool_train.npy", np.column_stack([features, labels]).astype(np.float32))
+    np.save(tmp_path / "pool_train.npy", mixture(200, 8, clusters=6, spread=0.5))
     return tmp_path / "pool_train.npy"
 
 

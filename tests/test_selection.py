@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import mixture
 from dense_reference import dense_select
 
 from activeft import select
@@ -24,17 +25,14 @@ GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_selection" / "sample_tools"
 
 
-def mixture() -> np.ndarray:
+def golden_pool() -> np.ndarray:
     """(1000, 32 + label), the pool of the golden subsets."""
-    random = np.random.RandomState(0)
-    centres = random.randn(20, 32)
-    labels = random.randint(20, size=1000)
-    return np.column_stack([centres[labels] + 0.5 * random.randn(1000, 32), labels]).astype(np.float32)
+    return mixture(1000, 32, clusters=20, spread=0.5)
 
 
 @pytest.fixture
 def feature_path(tmp_path: Path) -> Path:
-    np.save(tmp_path / "mixture_train.npy", mixture())
+    np.save(tmp_path / "mixture_train.npy", golden_pool())
     return tmp_path / "mixture_train.npy"
 
 
@@ -105,7 +103,7 @@ def test_two_processes_choose_every_golden_subset_and_what_one_does_with_batches
 
 
 def test_a_bad_row_of_one_process_ends_both(feature_path):
-    table = mixture()
+    table = golden_pool()
     table[900, 3] = np.nan
     np.save(feature_path, table)
     done = two_processes("ActiveFT_CIFAR.py", "--feature_path", feature_path, "--output_dir", feature_path.parent)
@@ -136,7 +134,7 @@ def test_a_larger_pool_gives_the_loss_of_the_dense_reference():
 
 
 def test_slice_and_float16_features_change_only_rounding(feature_path):
-    features = mixture()[:, :-1]
+    features = golden_pool()[:, :-1]
     whole = select(features, 140, max_iter=5, device="cpu")
     assert select(features, 140, max_iter=5, chunk=7, device="cpu").indices == whole.indices
     half = select(features.astype(np.float16), 140, max_iter=5, device="cpu")
@@ -182,7 +180,7 @@ def test_file_name_is_the_published_one_and_says_what_it_left_out(options, name,
     ],
 )
 def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
-    np.save(feature_path, change(mixture()))
+    np.save(feature_path, change(golden_pool()))
     with pytest.raises(InputError, match=message):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent)
 
