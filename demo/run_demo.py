@@ -4,8 +4,8 @@
 
 writes scikit-learn's handwritten digits as an image folder, extracts features with a small ViT that was pretrained on
 them without labels, chooses 2% with ActiveFT and at random, finetunes on each choice, fits a linear readout of the
-frozen features as well, and prints all accuracies over
-several seeds. It runs the documented commands and prints each before it does.
+frozen features as well, and prints all accuracies over several seeds. It runs the documented commands and prints each
+before it does.
 """
 
 import json
