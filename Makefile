@@ -7,16 +7,16 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo table test lint
 demo: $(INSTALLED)
-	$(VENV)/bin/python demo/run_demo.py
+	$(VENV)/bin/python experiments/demo.py
 
 table: $(INSTALLED)
-	$(VENV)/bin/python comparison/paper_table.py --dataset digits
+	$(VENV)/bin/python experiments/paper_table.py --dataset digits
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q
 
 lint: $(INSTALLED)
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo 2>&1
 
 $(INSTALLED): requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)

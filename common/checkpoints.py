@@ -15,7 +15,7 @@ from timm.models.xcit import Xcit
 from timm.models.xcit import checkpoint_filter_fn as rename_xcit_weights
 from torch import Tensor, nn
 
-from common.command_line import InputError
+from common.errors import InputError
 
 Weights = dict[str, Tensor]
 

@@ -6,15 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-import torch
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what, with which value, and what to do."""
-
-    def __init__(self, message: str):
-        # A DataLoader worker hands an error over with its traceback in front: only the last line is for the user.
-        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+from common.errors import InputError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -34,7 +26,10 @@ def run(main: Callable[[], object]) -> NoReturn:
     """
     try:
         main()
-    except (InputError, OSError) as error:
+    except InputError as error:
+        # A DataLoader worker hands an error over with its traceback in front: only the last line is for the user.
+        sys.exit(_report(f"error: {str(error).rsplit('InputError: ', 1)[-1]}", 2))
+    except OSError as error:
         sys.exit(_report(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_report("interrupted", 130))
@@ -76,20 +71,6 @@ def number(
 
 
 seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; random.Random takes -1 for 1
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def worker_count(wanted: int) -> int:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from common.command_line import InputError
+from common.errors import InputError
 
 Transform = Callable[[Image.Image], Any]
 NO_LABEL = -1

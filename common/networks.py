@@ -9,7 +9,7 @@ from timm.models import get_pretrained_cfg
 from timm.utils import ParseKwargs
 from torch import nn
 
-from common.command_line import InputError
+from common.errors import InputError
 
 
 def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:

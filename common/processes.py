@@ -2,31 +2,70 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.utils.distributed import init_distributed_device_so, world_info_from_env
+from torch import Tensor
 
-from common.command_line import InputError, pick_device
+from common.errors import InputError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its equals. `device` is its own: cuda:<local rank> when several share a machine's GPUs."""
+    """This process among the `size` that share the work; by default it is alone.
 
-    device: torch.device
+    `device` is its own: cuda:<local rank> where several share a machine's GPUs.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
-    world_size: int = 1
+    size: int = 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def part(self, n: int) -> slice:
+        """This process's share of n things: consecutive ones, the same number for all to within one."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the processes, which is the same in all of them."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, of one shape, stacked in order (size, ...)."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered)
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do this process's part of some work. An InputError in one process is raised in all, so that none waits."""
+        error, result = None, None
+        try:
+            result = work()
+        except InputError as raised:
+            error = raised
+        if self.size > 1:
+            errors: list[str | None] = [None] * self.size
+            dist.all_gather_object(errors, str(error) if error else None)
+            error = error or next((InputError(message) for message in errors if message), None)
+        if error:
+            raise error
+        return result
+
     def barrier(self) -> None:
-        if self.world_size > 1:
+        if self.size > 1:
             dist.barrier()
 
     @contextmanager
@@ -37,6 +76,20 @@ class Processes:
         yield
         if self.is_main:
             self.barrier()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
@@ -51,16 +104,21 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
     Raises InputError when a device is not here, or a machine has fewer GPUs than processes.
     """
     device = pick_device(device_name)
-    local_rank, _, world_size = world_info_from_env()
-    if device.type == "cuda" and world_size > 1 and local_rank >= torch.cuda.device_count():
+    if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS")):
+        yield Processes(device)
+        return
+    from timm.utils.distributed import init_distributed_device_so, world_info_from_env  # a second of imports
+
+    local_rank, _, _ = world_info_from_env()
+    if device.type == "cuda" and local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {local_rank} of this machine has no GPU (there are {torch.cuda.device_count()}): "
             "lower --nproc_per_node, or run with --device cpu"
         )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    if world_size > 1:  # SLURM names its launching node in its own way, and no port
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        os.environ.setdefault("MASTER_PORT", "29500")
+    # SLURM names its launching node in its own way, and no port.
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", "29500")
     state = init_distributed_device_so(str(device), dist_url=dist_url)
     try:
         yield Processes(torch.device(state["device"]), state["global_rank"], state["world_size"])

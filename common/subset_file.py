@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from common.command_line import InputError
-from common.output_files import read_json
+from common.errors import InputError
+from common.files import read_json
 
 
 def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> list[int]:

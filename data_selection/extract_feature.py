@@ -22,16 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from activeft.sharding import Sharding
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
-from common.command_line import ArgumentParser, InputError, number, run, worker_count
+from common.command_line import ArgumentParser, number, run, worker_count
+from common.errors import InputError
+from common.feature_file import FeatureFile, unfinished, write_image_paths
+from common.files import make_output_dir
 from common.image_datasets import cifar, class_folders, image_folder, split_folder
 from common.networks import add_model_kwargs_option, create_network
-from common.output_files import make_output_dir
 from common.processes import Processes, autocast, launched
-from feature_file import FeatureFile, unfinished, write_image_paths
+from data_selection.activeft.sharding import Sharding
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
@@ -201,7 +202,7 @@ def extract(
     """
     blocks = file.missing_blocks(args.batch_size_per_gpu)
     processes.barrier()  # all have seen what is missing before anyone fills it in
-    blocks = blocks[Sharding(len(blocks), processes.rank, processes.world_size).rows]
+    blocks = blocks[Sharding(len(blocks), processes.rank, processes.size).rows]
     device = processes.device
     loader = DataLoader(
         pool, batch_sampler=blocks, num_workers=worker_count(args.num_workers), pin_memory=device.type == "cuda"

@@ -6,13 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batch_stream import BatchStream, DrawnImages, EpochPlan
-from distillation import DistillationLoss, base_criterion
-from engine import Recipe
-from finetuning_data import FinetuningData, train_transform
-from image_cache import DecodedImages, KeptBatches
-from recipe_options import PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
-from repeated_augmentation import REPEATS, RepeatedAugmentationSampler
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
@@ -20,17 +13,25 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
-from training_state import TrainingState, is_own_checkpoint, newest_checkpoint
 
 from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
-from common.command_line import InputError, worker_count
+from common.command_line import worker_count
+from common.errors import InputError
 from common.networks import create_network
 from common.processes import Processes
+from deit.batch_stream import BatchStream, DrawnImages, EpochPlan
+from deit.distillation import DistillationLoss, base_criterion
+from deit.engine import Recipe
+from deit.finetuning_data import FinetuningData, train_transform
+from deit.image_cache import DecodedImages, KeptBatches
+from deit.recipe_options import PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
+from deit.repeated_augmentation import REPEATS, RepeatedAugmentationSampler
+from deit.training_state import TrainingState, is_own_checkpoint, newest_checkpoint
 
 
 def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[torch.utils.data.Sampler, EpochPlan]:
     """Which of n images this process draws in an epoch, and how its draws become updates."""
-    rank, world_size = processes.rank, processes.world_size
+    rank, world_size = processes.rank, processes.size
     args.total_batch_size = args.total_batch_size or args.batch_size * world_size
     update_size, remainder = divmod(args.total_batch_size, world_size)
     if remainder:
@@ -139,7 +140,7 @@ def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, dev
 
 def build_eval_loader(args: argparse.Namespace, data: FinetuningData, processes: Processes) -> KeptBatches:
     """All images of the evaluation split, or with --dist-eval this process's share, in batches three times as large."""
-    mine = range(processes.rank if args.dist_eval else 0, len(data.val), processes.world_size if args.dist_eval else 1)
+    mine = range(processes.rank if args.dist_eval else 0, len(data.val), processes.size if args.dist_eval else 1)
     loader = DataLoader(data.val, 3 * args.batch_size, sampler=mine, **loader_options(args, processes))
     return KeptBatches(loader, args.cache_mb * 2**19)
 
@@ -169,7 +170,7 @@ def ignore_sigterm(worker: int) -> None:
 
 def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes) -> nn.Module:
     """The model as it is trained: alone, or averaging its gradients with the other processes."""
-    if processes.world_size == 1:
+    if processes.size == 1:
         return model
     return DistributedDataParallel(
         model,

@@ -10,17 +10,17 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from batch_stream import EpochPlan, seed_everything
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from training_state import Interruption, TrainingState
 
-from common.command_line import InputError
-from common.output_files import whole_file
+from common.errors import InputError
+from common.files import atomic_file
 from common.processes import Processes, autocast
+from deit.batch_stream import EpochPlan, seed_everything
+from deit.training_state import Interruption, TrainingState
 
 Batch = tuple[Tensor, Tensor]
 
@@ -111,9 +111,9 @@ def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager
 def agree(loss: Tensor, stop: bool, processes: Processes) -> tuple[float, bool]:
     """The mean loss, and whether any process was asked to stop: the same in all processes."""
     both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
-    if processes.world_size > 1:
+    if processes.size > 1:
         dist.all_reduce(both)
-    return both[0].item() / processes.world_size, both[1].item() > 0
+    return both[0].item() / processes.size, both[1].item() > 0
 
 
 def give_up(
@@ -134,7 +134,7 @@ def give_up(
         if not own_loss.isfinite():
             evidence = {"model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}
             about = {"epoch": state.epoch, "update": update, "lr": lr, "loss": own_loss.item()}
-            with whole_file(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth") as temporary:
+            with atomic_file(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth") as temporary:
                 torch.save({**evidence, **about}, temporary)
     processes.barrier()
     raise InputError(f"the loss is {mean_loss} at {where}: lower --lr or --clip-grad{left}")
@@ -167,7 +167,7 @@ def evaluate(
         if confusion is not None:
             pairs = targets * logits.shape[1] + ranked[:, 0]
             confusion += pairs.cpu().bincount(minlength=confusion.numel()).reshape(confusion.shape)
-    if sharded and processes.world_size > 1:
+    if sharded and processes.size > 1:
         for counts in (totals,) if confusion is None else (totals, confusion):
             summed = counts.to(processes.device)
             dist.all_reduce(summed)

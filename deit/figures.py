@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
-from common.output_files import whole_file
+from common.files import atomic_file
 
 MOST_NAMED_CLASSES = 30
 
@@ -47,6 +47,6 @@ def draw_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) 
 
 
 def _save(figure: plt.Figure, picture: Path) -> None:
-    with whole_file(picture) as temporary:
+    with atomic_file(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

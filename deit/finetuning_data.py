@@ -13,9 +13,9 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
-from common.command_line import InputError
+from common.errors import InputError
+from common.files import read_json
 from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
-from common.output_files import read_json
 from common.subset_file import read_subset_ids
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")

@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import to_network
-from finetuning_data import FinetuningData
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.command_line import InputError
+from common.errors import InputError
 from common.processes import Processes, autocast
 from common.readouts import linear_readout, weighted_neighbours
+from deit.engine import to_network
+from deit.finetuning_data import FinetuningData
 
 
 def probe(
@@ -28,8 +28,8 @@ def probe(
     linear: logistic regression on standardised features. knn: nearest neighbours, weighted by similarity.
     Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
     """
-    if processes.world_size > 1:
-        raise InputError(f"--probe {kind} is a matter of seconds: run it in one process, not {processes.world_size}")
+    if processes.size > 1:
+        raise InputError(f"--probe {kind} is a matter of seconds: run it in one process, not {processes.size}")
     train, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
     val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
     if len(set(labels.tolist())) < 2:

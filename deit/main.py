@@ -17,9 +17,13 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from assembly import (
+from common.command_line import run
+from common.errors import InputError
+from common.files import write_json
+from common.processes import Processes, launched
+from deit.assembly import (
     amp_dtype_of,
     build_eval_loader,
     build_model,
@@ -31,16 +35,12 @@ from assembly import (
     distributed,
     load_weights,
 )
-from batch_stream import BatchStream, seed_everything
-from engine import evaluate, train_one_epoch
-from figures import draw_confusion_matrix, draw_curves
-from finetuning_data import FinetuningData, build_datasets
-from recipe_options import parse_args
-from training_state import Interruption, RunFolder, TrainingState
-
-from common.command_line import InputError, run
-from common.output_files import write_json
-from common.processes import Processes, launched
+from deit.batch_stream import BatchStream, seed_everything
+from deit.engine import evaluate, train_one_epoch
+from deit.figures import draw_confusion_matrix, draw_curves
+from deit.finetuning_data import FinetuningData, build_datasets
+from deit.recipe_options import parse_args
+from deit.training_state import Interruption, RunFolder, TrainingState
 
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         report(processes, f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
     if args.probe:
-        from frozen_probe import probe  # scikit-learn takes a second to load, and finetuning does without it
+        from deit.frozen_probe import probe  # scikit-learn takes a second to load, and finetuning does without it
 
         result = probe(args.probe, model, data, processes, args.batch_size, amp_dtype)
         return finish_probe(args, result, data, processes)
@@ -79,10 +79,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    report(processes, describe_recipe(args, len(data.train), plan, processes.world_size))
+    report(processes, describe_recipe(args, len(data.train), plan, processes.size))
 
     epochs = range(state.epoch, args.epochs)
-    stream = BatchStream(sampler, plan, processes.rank, processes.world_size, epochs, state.update)
+    stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
     folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None

@@ -3,12 +3,13 @@
 import argparse
 import importlib.util
 
-from finetuning_data import DATA_SETS, INAT_CATEGORIES
 from timm.optim import list_optimizers
 
-from common.command_line import ArgumentParser, InputError, number
+from common.command_line import ArgumentParser, number
+from common.errors import InputError
+from common.files import make_output_dir
 from common.networks import add_model_kwargs_option
-from common.output_files import make_output_dir
+from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images an update
 PUBLISHED_LR = 0.01

@@ -16,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from common.checkpoints import read_checkpoint
-from common.command_line import InputError
-from common.output_files import whole_file
+from common.errors import InputError
+from common.files import atomic_file
 
 
 @dataclass
@@ -146,7 +146,7 @@ class RunFolder:
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
         lines = self.log_path.read_text().splitlines(keepends=True) if self.log_path.is_file() else []
-        with whole_file(self.log_path) as temporary:
+        with atomic_file(self.log_path) as temporary:
             temporary.write_text("".join(line for line in lines if is_of_epoch_before(line, start_epoch)))
         self.tensorboard = None
         if tensorboard:
@@ -166,7 +166,7 @@ class RunFolder:
     def save(self, checkpoint: dict[str, Any], names: list[str]) -> None:
         def save() -> None:
             for name in names:
-                with whole_file(self.path / name) as temporary:
+                with atomic_file(self.path / name) as temporary:
                     torch.save(checkpoint, temporary)
 
         self.finish()  # at most one copy of the weights waits to be written

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from activeft.assignment import NearestPrototypes, listed_similarities, nearest_of_all
+from data_selection.activeft.assignment import NearestPrototypes, listed_similarities, nearest_of_all
 
 SCREENINGS = [torch.float32, torch.bfloat16]
 

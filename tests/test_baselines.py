@@ -5,20 +5,20 @@ from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 
-import baseline
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from activeft.initialisation import farthest_points
-from activeft.known_samples import KnownSamples
-from baselines.clusters import clusters_of, kmeans_samples
-from baselines.herding import herding_samples
-from baselines.probcover import probcover_samples, purest_radius
-from baselines.typiclust import typicality, typiclust_samples
-from common.command_line import InputError
+from common.errors import InputError
 from common.processes import Processes
+from data_selection.activeft.initialisation import farthest_points
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.baselines.clusters import clusters_of, kmeans_samples
+from data_selection.baselines.herding import herding_samples
+from data_selection.baselines.probcover import probcover_samples, purest_radius
+from data_selection.baselines.typiclust import typicality, typiclust_samples
+from data_selection.sample_tools import baseline
 
 NOTHING = KnownSamples()
 
@@ -110,7 +110,7 @@ def test_typiclust_takes_the_most_typical_of_the_largest_clusters_without_labels
 
 
 def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypatch):
-    monkeypatch.setattr("baselines.typiclust.MOST_CLUSTERS", 2)
+    monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 2)
     pool, cluster = planted_clusters(12, 8)
     assert cluster[typiclust_samples(pool, 6, 0, NOTHING)].tolist() == [0, 1, 0, 1, 0, 1]
 
@@ -123,7 +123,7 @@ def test_typiclust_takes_of_tiny_clusters_last():
 
 
 def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
-    monkeypatch.setattr("baselines.typiclust.MOST_CLUSTERS", 3)
+    monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 3)
     pool, cluster = planted_clusters(20, 12, 8)
     all_but_one = tuple((cluster == 0).nonzero().squeeze(1).tolist()[1:])
     chosen = typiclust_samples(pool, 5, 0, KnownSamples(excluded=all_but_one))
@@ -132,8 +132,8 @@ def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [100, 1 << 22])
 def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
-    monkeypatch.setattr("baselines.probcover.CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr("baselines.probcover.FEWEST_ROWS", 1)
+    monkeypatch.setattr("data_selection.baselines.probcover.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("data_selection.baselines.probcover.FEWEST_ROWS", 1)
     pool = unit(150, 3)
     inside = torch.cdist(pool.double(), pool.double()) <= 0.5
     left = ~inside[9]

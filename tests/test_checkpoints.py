@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_vit
 
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
-from common.command_line import InputError
+from common.errors import InputError
 
 
 def load(model, checkpoint, key="teacher"):

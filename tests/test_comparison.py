@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
-from accuracy_plot import draw_accuracies
-from accuracy_table import Result, columns_of, markdown
 from conftest import ROOT, TINY_VIT_OPTIONS
-from jobs import Job, is_finished, note, prepare, run_jobs
-from paper_table import main, parse_args
-from published import COLUMNS, ROWS, published_accuracy
 from scipy.stats import ttest_ind
-from significance import Marks, marks, mean_and_std, welch
-from stages import Cell, readout_jobs, with_what_they_need
 
-from common.command_line import InputError
+from common.errors import InputError
+from experiments.accuracy_plot import draw_accuracies
+from experiments.accuracy_table import Result, columns_of, markdown
+from experiments.jobs import Job, is_finished, note, prepare, run_jobs
+from experiments.paper_table import main, parse_args
+from experiments.published import COLUMNS, ROWS, published_accuracy
+from experiments.significance import Marks, marks, mean_and_std, welch
+from experiments.stages import Cell, readout_jobs, with_what_they_need
 
 HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]
 
@@ -218,7 +218,7 @@ def test_a_wrong_option_is_said_before_anything_is_run(options, message):
 
 
 def job(folder: Path, options: str = "--a 1", needs: tuple[Job, ...] = ()) -> Job:
-    return Job(folder.name, "demo/digits_pool.py", options, folder, folder / "result", needs)
+    return Job(folder.name, "experiments/digits_pool.py", options, folder, folder / "result", needs)
 
 
 def finish(*jobs: Job) -> None:
@@ -362,4 +362,4 @@ def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(fini
 
 
 def test_the_makefile_runs_the_digits_table():
-    assert "comparison/paper_table.py --dataset digits" in (ROOT / "Makefile").read_text()
+    assert "experiments/paper_table.py --dataset digits" in (ROOT / "Makefile").read_text()

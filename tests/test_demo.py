@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import timm
 from conftest import ROOT
-from digits_pool import write_digits_pool
 from PIL import Image
-from pretrain_vit import VIT, knn_accuracy, load_images
 from sklearn.datasets import load_digits
 
 from common.checkpoints import load_pretrained, read_checkpoint
+from experiments.digits_pool import write_digits_pool
+from experiments.pretrain_vit import VIT, knn_accuracy, load_images
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_finished_pool_is_left_as_it_is(digits):
 
 def test_the_committed_vit_puts_97_percent_of_the_val_images_with_their_neighbours(digits):
     vit = timm.create_model("vit_tiny_patch16_224", **VIT)
-    weights = ROOT / "demo" / "digits_vit.pth"
+    weights = ROOT / "experiments" / "digits_vit.pth"
     assert weights.stat().st_size <= 3_000_000
     assert load_pretrained(vit, read_checkpoint(weights), "digits_vit.pth") == []
     assert knn_accuracy(vit, load_images(digits / "train"), load_images(digits / "val")) >= 0.97

@@ -1,12 +1,12 @@
 import json
 from pathlib import Path
 
-import emd_along_optimisation
 import numpy as np
 import pytest
 from conftest import mixture
 
-from common.command_line import InputError
+from common.errors import InputError
+from experiments import emd_along_optimisation
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from activeft.initialisation import random_samples
-from common.command_line import InputError
-from evidence import projection
-from evidence.accuracy import LabelledRows, accuracies
-from evidence.gallery import nearest_represented
-from evidence.measures import (
+from common.errors import InputError
+from data_selection.activeft.initialisation import random_samples
+from data_selection.evidence import projection
+from data_selection.evidence.accuracy import LabelledRows, accuracies
+from data_selection.evidence.gallery import nearest_represented
+from data_selection.evidence.measures import (
     class_balance,
     coverage,
     distance,
@@ -22,8 +22,8 @@ from evidence.measures import (
     representatives,
     shares,
 )
-from evidence.table import MARKED, by_chance, compared, spread
-from evidence.verdict import summary, verdict
+from data_selection.evidence.table import MARKED, by_chance, compared, spread
+from data_selection.evidence.verdict import summary, verdict
 
 
 def at(*degrees: float) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_diversity_is_the_distance_to_the_nearest_other_chosen_sample():
 def test_diversity_does_not_depend_on_how_many_rows_are_compared_at_a_time(monkeypatch):
     rows = torch.nn.functional.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
     whole = diversity(rows, 0.9)
-    monkeypatch.setattr("evidence.measures.ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("data_selection.evidence.measures.ROWS_AT_A_TIME", 7)
     assert diversity(rows, 0.9) == pytest.approx(whole)
 
 
@@ -108,7 +108,7 @@ def test_emd_of_a_pool_with_itself_is_zero():
 
 
 def test_emd_that_is_not_solved_to_the_end_is_an_error(monkeypatch):
-    monkeypatch.setattr("evidence.measures.EMD_STEPS", 1)
+    monkeypatch.setattr("data_selection.evidence.measures.EMD_STEPS", 1)
     rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.warns(UserWarning), pytest.raises(InputError, match="lower --emd_samples"):
         earth_movers_distance(rows[:30], rows[30:])

@@ -1,6 +1,7 @@
 """Features of images, from the command to the file."""
 
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torchvision
 from conftest import ROOT, TINY_VIT_OPTIONS, launch_two, tiny_vit, write_image
 from PIL import Image
 
-from common.command_line import InputError
-from extract_feature import image_features, main, parse_args
-from feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
+from common.command_line import run
+from common.errors import InputError
+from common.feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
+from data_selection.extract_feature import image_features, main, parse_args
 
 TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
 
@@ -120,12 +122,12 @@ def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path):
 
 
 def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
-    from extract_feature import build_network
+    from data_selection.extract_feature import build_network
 
     asked = []
-    monkeypatch.setattr("extract_feature.download_checkpoint", lambda url: asked.append(url) or {})
-    monkeypatch.setattr("extract_feature.network_weights", lambda *_: {})
-    monkeypatch.setattr("extract_feature.load_pretrained", lambda *_: [])
+    monkeypatch.setattr("data_selection.extract_feature.download_checkpoint", lambda url: asked.append(url) or {})
+    monkeypatch.setattr("data_selection.extract_feature.network_weights", lambda *_: {})
+    monkeypatch.setattr("data_selection.extract_feature.load_pretrained", lambda *_: [])
     network = build_network(parse_args(["--arch", "vit_small", "--patch_size", "8", "--input_size", "64"]))
     assert network.patch_embed.patch_size == (8, 8) and network.embed_dim == 384 and len(network.blocks) == 12
     build_network(parse_args(["--arch", "xcit_small_12_p16"]))
@@ -147,7 +149,8 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     options = folder_options(pool, backbone, tmp_path / "killed", "--batch_size_per_gpu", 1)
     path = tmp_path / "killed" / whole.name
     # 30 batches of one image, each with a pause, so that the kill falls in the middle
-    slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]; import extract_feature as e; f = e.image_features\n"
+    slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
+    slow += "import data_selection.extract_feature as e; f = e.image_features\n"
     slow += "e.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]; e.main(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *options], cwd=ROOT / "data_selection", stderr=subprocess.DEVNULL
@@ -264,11 +267,13 @@ def corrupt_image(folder: Path) -> str:
     "make", [empty_class, no_images, images_beside_folders, corrupt_image, lambda folder: "is not there"]
 )
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unusable_image_folder_is_one_clear_line(make, num_workers, backbone, tmp_path):
+def test_an_unusable_image_folder_is_one_clear_line(make, num_workers, backbone, tmp_path, capsys):
     message = make(tmp_path / "photos")
-    with pytest.raises(InputError, match=message) as caught:
-        main(folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--num_workers", num_workers))
-    assert "\n" not in str(caught.value)
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--num_workers", num_workers)
+    with pytest.raises(SystemExit, match="2"):
+        run(lambda: main(options))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and re.search(message, line) and "Traceback" not in line
     assert not list((tmp_path / "out").glob("*.npy"))
 
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from conftest import TINY_VIT_OPTIONS, write_image, write_pool
-from finetuning_data import build_datasets, inaturalist
-from main import main
-from recipe_options import parse_args
 from torchvision.datasets import CIFAR10
 
-from common.command_line import InputError
+from common.errors import InputError
+from deit.finetuning_data import build_datasets, inaturalist
+from deit.main import main
+from deit.recipe_options import parse_args
 
 
 def test_only_the_training_split_is_restricted_to_the_subset(pool, tmp_path):

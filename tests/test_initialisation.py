@@ -3,9 +3,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from dense_reference import dense_farthest_points
 
-from activeft.initialisation import farthest_points, random_samples
+from data_selection.activeft.initialisation import farthest_points, random_samples
+from data_selection.activeft.reference import dense_farthest_points
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])

@@ -4,20 +4,19 @@ import json
 import os
 from pathlib import Path
 
-import ActiveFT_CIFAR
-import baseline
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import mixture
-from dense_reference import dense_loss
 
-from activeft import select
-from activeft.initialisation import random_samples
-from activeft.known_samples import KnownSamples
-from common.command_line import InputError
-from feature_file import write_image_paths
+from common.errors import InputError
+from common.feature_file import write_image_paths
+from data_selection.activeft import select
+from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.reference import dense_loss
+from data_selection.sample_tools import ActiveFT_CIFAR, baseline
 
 METHODS = ("activeft", *baseline.METHODS)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES, TINY_VIT_OPTIONS, launch_two, tiny_vit
-from main import main
 from PIL import Image
 
 from common.checkpoints import read_checkpoint
-from common.command_line import InputError
+from common.errors import InputError
+from deit.main import main
 
 SHORT = ["--device", "cpu", "--num_workers", "0", "--warmup-epochs", "0", "--batch-size", "16"]
 TINY = ["--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS]

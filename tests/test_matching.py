@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dense_reference import dense_match
 
-from activeft.matching import match_prototypes
+from data_selection.activeft.matching import match_prototypes
+from data_selection.activeft.reference import dense_match
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -26,8 +26,8 @@ def test_matching_goes_deeper_where_all_candidates_are_taken():
 def test_matching_in_chunks_equals_matching_at_once(monkeypatch):
     features, centres = unit(500, 12, 0), unit(60, 12, 1)
     expected = dense_match(features, centres)
-    monkeypatch.setattr("activeft.matching.CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr("activeft.matching.PROTOTYPES_AT_A_TIME", 7)
+    monkeypatch.setattr("data_selection.activeft.matching.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("data_selection.activeft.matching.PROTOTYPES_AT_A_TIME", 7)
     assert match_prototypes(features, centres) == expected
 
 

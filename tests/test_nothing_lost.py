@@ -11,15 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-import engine
 import pytest
 import torch
 from conftest import ROOT, TINY_VIT_OPTIONS
-from main import main
-from training_state import Interruption, newest_checkpoint
 
 from common.checkpoints import read_checkpoint
-from common.command_line import InputError
+from common.errors import InputError
+from deit import engine
+from deit.main import main
+from deit.training_state import Interruption, newest_checkpoint
 
 KILLS = 20
 
@@ -57,7 +57,7 @@ import json, os, sys
 sys.path[:0] = json.loads(sys.stdin.readline())
 import torch
 torch.set_num_threads(1)
-from main import main
+from deit.main import main
 for line in sys.stdin:
     child = os.fork()
     if child:

@@ -1,10 +1,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dense_reference import dense_loss
 
-from activeft.assignment import nearest_of_all
-from activeft.objective import gradient_through_normalisation, log_repulsion, loss_and_gradient, weighted_sums
+from data_selection.activeft.assignment import nearest_of_all
+from data_selection.activeft.objective import (
+    gradient_through_normalisation,
+    log_repulsion,
+    loss_and_gradient,
+    weighted_sums,
+)
+from data_selection.activeft.reference import dense_loss
 
 
 def random_problem(n: int = 400, d: int = 24, k: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +48,7 @@ def test_small_temperatures_overflow_nothing(tau):
 
 def test_repulsion_in_chunks_is_the_softmax_over_all_prototypes(monkeypatch):
     centres = F.normalize(random_problem()[1], dim=1)
-    monkeypatch.setattr("activeft.objective.CHUNK_ELEMENTS", 7 * len(centres))
+    monkeypatch.setattr("data_selection.activeft.objective.CHUNK_ELEMENTS", 7 * len(centres))
     log_s, pushed_from = log_repulsion(centres, 0.07)
     logits = centres @ centres.T / 0.07
     torch.testing.assert_close(log_s, logits.logsumexp(dim=1))

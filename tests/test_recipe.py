@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 import torchvision.transforms as T
-from assembly import build_model, build_state, is_distilled
 from conftest import TINY_VIT_OPTIONS
-from engine import to_network
-from finetuning_data import eval_transform, train_transform
 from PIL import Image
-from recipe_options import parse_args
 from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from deit.assembly import build_model, build_state, is_distilled
+from deit.engine import to_network
+from deit.finetuning_data import eval_transform, train_transform
+from deit.recipe_options import parse_args
 
 
 def options(*extra: str):

@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from repeated_augmentation import RepeatedAugmentationSampler
+
+from deit.repeated_augmentation import RepeatedAugmentationSampler
 
 
 def draws_of(n: int, rank: int = 0, world_size: int = 1, epoch: int = 0) -> list[int]:

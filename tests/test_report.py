@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report
 from conftest import write_image
 
-from common.command_line import InputError
-from evidence.page import page
-from evidence.projection import project
-from feature_file import write_image_paths
+from common.errors import InputError
+from common.feature_file import write_image_paths
+from data_selection.evidence.page import page
+from data_selection.evidence.projection import project
+from data_selection.sample_tools import report
 
 N, D = 60, 6
 GOOD, POOR = [0, 21, 42, 3], [0, 1, 2, 3]  # a sample of each of three clusters and one more, and four of one cluster
@@ -105,7 +105,9 @@ def test_subsets_are_called_by_their_files_or_by_their_paths_where_those_are_ali
 def test_equal_subsets_are_measured_once(given, monkeypatch):
     (given / "same.json").write_text(json.dumps(GOOD[::-1]))
     measured = []
-    monkeypatch.setattr("evidence.evaluation.coverage", lambda similarity: measured.append(1) or {"coverage_95": 1.0})
+    monkeypatch.setattr(
+        "data_selection.evidence.evaluation.coverage", lambda similarity: measured.append(1) or {"coverage_95": 1.0}
+    )
     read_report(given, "--random_seeds", 2, subsets=("good", "same"))
     assert len(measured) == 3
 

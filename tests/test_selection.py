@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import mixture
-from dense_reference import dense_select
+from conftest import ROOT, mixture
 
-from activeft import select
-from activeft.selection import drawn_rows
-from activeft.sharding import Sharding
-from choosing import budget_of
-from common.command_line import InputError
+from common.errors import InputError
 from common.processes import Processes
+from data_selection.activeft import select
+from data_selection.activeft.reference import dense_select
+from data_selection.activeft.selection import drawn_rows
+from data_selection.activeft.sharding import Sharding
+from data_selection.sample_tools.subset_command import budget_of
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_selection" / "sample_tools"
@@ -37,7 +37,7 @@ def feature_path(tmp_path: Path) -> Path:
 
 
 def run_main(script: str, *options: object) -> Path:
-    return importlib.import_module(script).main([str(option) for option in options])
+    return importlib.import_module(f"data_selection.sample_tools.{script}").main([str(option) for option in options])
 
 
 def two_processes(script: str, *options: object) -> subprocess.CompletedProcess:
@@ -87,13 +87,12 @@ def test_two_processes_choose_every_golden_subset_and_what_one_does_with_batches
     program.write_text(f"""if True:
         import sys
         from contextlib import nullcontext
-        sys.path.insert(0, {str(SCRIPTS)!r})
-        import ActiveFT_CIFAR, ActiveFT_ImageNet
-        from activeft import command
+        sys.path.insert(0, {str(ROOT)!r})
+        from data_selection.sample_tools import ActiveFT_CIFAR, ActiveFT_ImageNet, selection_options as command
         with command.launched("cpu") as processes:  # they meet once, for all runs
             command.launched = lambda device: nullcontext(processes)
             for script, options in {arguments!r}:
-                sys.modules[script].main([*options, "--output_dir", {str(output)!r}])
+                sys.modules[f"data_selection.sample_tools.{{script}}"].main([*options, "--output_dir", {str(output)!r}])
     """)
     done = two_processes(str(program))
     assert done.returncode == 0, done.stderr
@@ -113,7 +112,7 @@ def test_a_bad_row_of_one_process_ends_both(feature_path):
 
 def test_a_pool_smaller_than_the_number_of_processes_is_an_error():
     with pytest.raises(InputError, match="2 processes cannot share a pool of 1 samples"):
-        select(np.ones((1, 4), np.float32), 1, processes=Processes(torch.device("cpu"), 0, world_size=2))
+        select(np.ones((1, 4), np.float32), 1, processes=Processes(torch.device("cpu"), 0, size=2))
 
 
 def test_processes_hold_the_drawn_rows_between_them():

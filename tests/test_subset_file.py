@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.command_line import InputError
+from common.errors import InputError
 from common.subset_file import read_subset_ids
 
 

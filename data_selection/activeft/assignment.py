@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activeft.top import top_of_groups
+from data_selection.activeft.top import top_of_groups
 
 CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its cache
 GPU_CHUNK_ELEMENTS = 1 << 26

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from activeft.assignment import NearestPrototypes
-from activeft.matching import CANDIDATES, most_similar_free
-from activeft.objective import repulsion_of
+from data_selection.activeft.assignment import NearestPrototypes
+from data_selection.activeft.matching import CANDIDATES, most_similar_free
+from data_selection.activeft.objective import repulsion_of
 
 TRIED_SAMPLES = 2048
 TRIED_PROTOTYPES = 256

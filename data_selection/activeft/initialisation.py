@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.known_samples import KnownSamples
-from activeft.sharding import Sharding
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.sharding import Sharding
 
 NOTHING_KNOWN = KnownSamples()
 

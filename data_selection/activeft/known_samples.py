@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.command_line import InputError
+from common.errors import InputError
 
 
 @dataclass(frozen=True)

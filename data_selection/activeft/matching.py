@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activeft.sharding import Sharding
-from activeft.top import top_of_groups
+from data_selection.activeft.sharding import Sharding
+from data_selection.activeft.top import top_of_groups
 
 PROTOTYPES_AT_A_TIME = 512
 CHUNK_ELEMENTS = 1 << 21  # similarities held at once

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activeft.sharding import Sharding
+from data_selection.activeft.sharding import Sharding
 
 CHUNK_ELEMENTS = 1 << 22  # similarities held at once
 

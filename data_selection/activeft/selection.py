@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.assignment import NearestPrototypes
-from activeft.estimate import in_words, memory_bytes, seconds_at_most
-from activeft.initialisation import farthest_points, random_samples, rows_of_pool
-from activeft.known_samples import KnownSamples
-from activeft.matching import match_prototypes
-from activeft.objective import gradient_through_normalisation, loss_and_gradient
-from activeft.sharding import Sharding
-from common.command_line import InputError, pick_device
-from common.processes import Processes
+from common.errors import InputError
+from common.processes import Processes, pick_device
+from data_selection.activeft.assignment import NearestPrototypes
+from data_selection.activeft.estimate import in_words, memory_bytes, seconds_at_most
+from data_selection.activeft.initialisation import farthest_points, random_samples, rows_of_pool
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.matching import match_prototypes
+from data_selection.activeft.objective import gradient_through_normalisation, loss_and_gradient
+from data_selection.activeft.sharding import Sharding
 
 ROWS_AT_A_TIME = 8192
 COSINE_MIN_LR = 1e-6
@@ -74,7 +74,7 @@ def select(
         InputError: a budget that does not fit the pool, indices outside it, or a row that is zero or not finite.
     """
     processes = processes or Processes(pick_device(device))
-    sharding = Sharding(len(features), processes.rank, processes.world_size)
+    sharding = Sharding(len(features), processes.rank, processes.size)
     n = sharding.n
     if n < sharding.world_size:
         raise InputError(f"{sharding.world_size} processes cannot share a pool of {n} samples: start fewer")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.command_line import InputError
+from common.errors import InputError
 
 Result = TypeVar("Result")
 

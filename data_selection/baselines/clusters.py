@@ -5,8 +5,8 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
-from activeft.known_samples import KnownSamples
-from activeft.matching import match_prototypes
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.matching import match_prototypes
 
 ITERATIONS = 100
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.known_samples import KnownSamples
+from data_selection.activeft.known_samples import KnownSamples
 
 
 def herding_samples(features: Tensor, k: int, known: KnownSamples) -> list[int]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.known_samples import KnownSamples
-from activeft.unit_sphere import distance
-from baselines.clusters import clusters_of
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.unit_sphere import distance
+from data_selection.baselines.clusters import clusters_of
 
 PURITY = 0.95
 PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from

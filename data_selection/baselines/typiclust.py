@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.known_samples import KnownSamples
-from activeft.unit_sphere import distance
-from baselines.clusters import clusters_of
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.unit_sphere import distance
+from data_selection.baselines.clusters import clusters_of
 
 MOST_CLUSTERS = 500
 NEIGHBOURS = 20

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from activeft.assignment import nearest_of_all
 from common.readouts import linear_readout, weighted_neighbours
+from data_selection.activeft.assignment import nearest_of_all
 
 
 class LabelledRows(NamedTuple):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from evidence.evaluation import Evaluation
-from evidence.given import Subset
-from evidence.table import CLAIMED, MARKED, Values, by_chance, compared, rows_of, spread
-from evidence.verdict import summary, verdict
+from data_selection.evidence.evaluation import Evaluation
+from data_selection.evidence.given import Subset
+from data_selection.evidence.table import CLAIMED, MARKED, Values, by_chance, compared, rows_of, spread
+from data_selection.evidence.verdict import summary, verdict
 
 
 def compare(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from activeft.initialisation import random_samples
-from evidence.accuracy import LabelledRows, accuracies
-from evidence.measures import (
+from data_selection.activeft.initialisation import random_samples
+from data_selection.evidence.accuracy import LabelledRows, accuracies
+from data_selection.evidence.measures import (
     class_balance,
     coverage,
     diversity,
@@ -20,7 +20,7 @@ from evidence.measures import (
     representatives,
     shares,
 )
-from evidence.table import Values
+from data_selection.evidence.table import Values
 
 
 class Evaluation(NamedTuple):

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command_line import worker_count
-from evidence.evaluation import Evaluation
-from evidence.given import Subset
-from evidence.thumbnails import encoded, strip, thumbnail
+from data_selection.evidence.evaluation import Evaluation
+from data_selection.evidence.given import Subset
+from data_selection.evidence.thumbnails import encoded, strip, thumbnail
 
 NEAREST_SHOWN = 6
 

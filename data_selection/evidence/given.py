@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.command_line import InputError
+from common.errors import InputError
+from common.feature_file import paths_file, read_features, read_image_paths
 from common.subset_file import losses_file, read_subset_ids
-from feature_file import paths_file, read_features, read_image_paths
 
 
 class Subset(NamedTuple):

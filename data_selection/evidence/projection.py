@@ -9,8 +9,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from common.command_line import InputError
-from evidence.measures import random_part
+from common.errors import InputError
+from data_selection.evidence.measures import random_part
 
 MAPS = ("pca", "tsne", "umap")
 FEWEST_FOR_NEIGHBOURHOODS = 20

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from activeft.selection import unit_rows
-from common.command_line import pick_device
-from common.output_files import make_output_dir, whole_file, write_json
-from evidence.accuracy import LabelledRows
-from evidence.against_random import compare
-from evidence.evaluation import Evaluation, Evaluator, evaluate_with_random
-from evidence.gallery import chosen_images, pictures
-from evidence.given import Subset, image_paths, known_labels, read_held_out, read_subsets
-from evidence.page import page
-from evidence.projection import check_map, map_of_pool
-from feature_file import read_features
+from common.feature_file import read_features
+from common.files import atomic_file, make_output_dir, write_json
+from common.processes import pick_device
+from data_selection.activeft.selection import unit_rows
+from data_selection.evidence.accuracy import LabelledRows
+from data_selection.evidence.against_random import compare
+from data_selection.evidence.evaluation import Evaluation, Evaluator, evaluate_with_random
+from data_selection.evidence.gallery import chosen_images, pictures
+from data_selection.evidence.given import Subset, image_paths, known_labels, read_held_out, read_subsets
+from data_selection.evidence.page import page
+from data_selection.evidence.projection import check_map, map_of_pool
 
 PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
 
@@ -73,7 +73,7 @@ def write_report(args: argparse.Namespace) -> Path:
 
     write_json(folder / "report.json", report)
     write_represents(folder / "represents.npz", subsets, evaluations)
-    with whole_file(folder / "report.html") as temporary:
+    with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(page({"report": report, "gallery": gallery}))
     print_summary(report, folder)
     return folder / "report.html"
@@ -85,7 +85,7 @@ def write_represents(path: Path, subsets: Sequence[Subset], evaluations: Sequenc
     Arrays: subsets (m,), their names; chosen (m, n), int64, an index into the pool; similarity (m, n), float32, cosine.
     """
     chosen = [np.array(subset.ids)[of.nearest] for subset, of in zip(subsets, evaluations, strict=True)]
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             subsets=np.array([subset.name for subset in subsets]),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from evidence.table import CLAIMED, Values, compared
+from data_selection.evidence.table import CLAIMED, Values, compared
 
 FEWEST_DIGITS, MOST_DIGITS = 2, 5
 EMD, HARDEST = "emd", "coverage_95"

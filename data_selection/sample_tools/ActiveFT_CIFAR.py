@@ -9,10 +9,10 @@ the chosen indices, one ascending JSON list.
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from activeft.command import choose, selection_parser
 from common.command_line import run
+from data_selection.sample_tools.selection_options import choose, selection_parser
 
 
 def main(argv: list[str] | None = None) -> Path:

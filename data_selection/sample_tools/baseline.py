@@ -20,19 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from activeft.initialisation import farthest_points, random_samples
-from activeft.known_samples import KnownSamples
-from activeft.selection import rows_on_device
-from baselines.clusters import kmeans_samples
-from baselines.herding import herding_samples
-from baselines.probcover import probcover_samples, purest_radius
-from baselines.typiclust import typiclust_samples
-from choosing import add_pool_options, choose_subsets
-from common.command_line import ArgumentParser, InputError, number, run
+from common.command_line import ArgumentParser, number, run
+from common.errors import InputError
+from common.feature_file import read_features
 from common.processes import launched
-from feature_file import read_features
+from data_selection.activeft.initialisation import farthest_points, random_samples
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.selection import rows_on_device
+from data_selection.baselines.clusters import kmeans_samples
+from data_selection.baselines.herding import herding_samples
+from data_selection.baselines.probcover import probcover_samples, purest_radius
+from data_selection.baselines.typiclust import typiclust_samples
+from data_selection.sample_tools.subset_command import add_pool_options, choose_subsets
 
 METHODS = ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover")
 MOST_DISTANT = 2.0  # unit rows
@@ -104,8 +105,8 @@ def main(argv: list[str] | None = None) -> Path:
     args = baseline_parser().parse_args(argv)
     check(args)
     with launched(args.device) as processes:
-        if processes.world_size > 1:
-            raise InputError(f"baselines run in one process, not in {processes.world_size}")
+        if processes.size > 1:
+            raise InputError(f"baselines run in one process, not in {processes.size}")
 
         def choose(features: np.ndarray, budget: int, known: KnownSamples, path: Path) -> list[int]:
             return choose_indices(args, features, budget, known, processes.device)

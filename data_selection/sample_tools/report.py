@@ -11,11 +11,11 @@ the chosen image that stands for each image of the pool, and their similarity. A
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
-from evidence.projection import MAPS
-from evidence.report_files import write_report
+from data_selection.evidence.projection import MAPS
+from data_selection.evidence.report_files import write_report
 
 
 def main(argv: list[str] | None = None) -> Path:

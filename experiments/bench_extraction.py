@@ -1,6 +1,6 @@
 """Images per second of extract_feature.py by precision and batch size, against a plain float32 loop.
 
-    python benchmarks/extraction.py
+    python experiments/bench_extraction.py
 
 The plain loop reads, resizes and forwards the same images through the same network, batch by batch, and concatenates.
 All are measured in one run, in turn, several times; the figures are medians.
@@ -28,12 +28,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "data_selection")]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import pick_device, worker_count
-from common.processes import Processes
-from extract_feature import build_network, build_pool, extract, parse_args
-from feature_file import FeatureFile
+from common.command_line import worker_count
+from common.feature_file import FeatureFile
+from common.processes import Processes, pick_device
+from data_selection.extract_feature import build_network, build_pool, extract, parse_args
 
 
 def write_images(folder: Path, count: int) -> None:

@@ -1,6 +1,6 @@
 """Epoch time of deit/main.py against a plain loop that decodes every epoch and restarts its workers, the published way.
 
-    python benchmarks/trainer.py
+    python experiments/bench_trainer.py
 
 Both make the same updates of the same network on the same images in one run, in turn; the figures are medians.
 
@@ -34,18 +34,17 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "deit")]
-
-from assembly import build_model, build_plan, build_recipe, build_state, build_train_loader
-from batch_stream import BatchStream
-from engine import train_one_epoch
-from finetuning_data import build_datasets
-from recipe_options import parse_args
-from repeated_augmentation import RepeatedAugmentationSampler
-from training_state import Interruption
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import worker_count
 from common.processes import Processes
+from deit.assembly import build_model, build_plan, build_recipe, build_state, build_train_loader
+from deit.batch_stream import BatchStream
+from deit.engine import train_one_epoch
+from deit.finetuning_data import build_datasets
+from deit.recipe_options import parse_args
+from deit.repeated_augmentation import RepeatedAugmentationSampler
+from deit.training_state import Interruption
 
 SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=4 num_heads=3"
 SMALL_VIT_32, SMALL_VIT_224 = f"{SMALL_VIT} img_size=32 patch_size=8", f"{SMALL_VIT} img_size=224 patch_size=56"

@@ -18,12 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from digits_pool import write_digits_pool
-from digits_recipe import DIGITS_FINETUNING, DIGITS_MODEL, DIGITS_MODEL_KWARGS
-from draw_choice import draw_choice
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+
+from experiments.digits_pool import write_digits_pool
+from experiments.digits_recipe import DIGITS_FINETUNING, DIGITS_MODEL, DIGITS_MODEL_KWARGS
+from experiments.draw_choice import draw_choice
 
 DEMO = Path(__file__).resolve().parent
-OUTPUT = DEMO / "output"
+OUTPUT = DEMO / "output" / "demo"
 SEEDS = (0, 1, 2)
 PERCENT = 2
 JOBS = {
@@ -43,9 +45,9 @@ def run(folder: str, command: str) -> None:
 def extract() -> Path:
     run(
         "data_selection",
-        f"extract_feature.py --dataset Folder --data_path ../demo/output/digits --arch {DIGITS_MODEL} "
-        f"--model-kwargs {DIGITS_MODEL_KWARGS} --pretrained_weights ../demo/digits_vit.pth "
-        "--output_dir ../demo/output/features",
+        f"extract_feature.py --dataset Folder --data_path ../experiments/output/demo/digits --arch {DIGITS_MODEL} "
+        f"--model-kwargs {DIGITS_MODEL_KWARGS} --pretrained_weights ../experiments/digits_vit.pth "
+        "--output_dir ../experiments/output/demo/features",
     )
     return OUTPUT / "features" / "digits_train.npy"
 
@@ -53,9 +55,9 @@ def extract() -> Path:
 def choose_with_activeft(seed: int) -> Path:
     run(
         "data_selection",
-        "sample_tools/ActiveFT_CIFAR.py --feature_path ../demo/output/features/digits_train.npy "
+        "sample_tools/ActiveFT_CIFAR.py --feature_path ../experiments/output/demo/features/digits_train.npy "
         f"--percent {PERCENT} --seed {seed} --export_paths "
-        f"--output_dir ../demo/output --filename ActiveFT_seed{seed}.json",
+        f"--output_dir ../experiments/output/demo --filename ActiveFT_seed{seed}.json",
     )
     return OUTPUT / f"ActiveFT_seed{seed}.json"
 
@@ -70,9 +72,10 @@ def accuracy_of(subset: Path, job: str, options: str) -> float:
     """Run deit/main.py on a subset. Returns: top-1 accuracy at its end, in percent."""
     run(
         "deit",
-        f"main.py --data-set IMNETSUBSET --data-path ../demo/output/digits --subset_ids ../demo/output/{subset.name} "
-        f"--model {DIGITS_MODEL} --model-kwargs {DIGITS_MODEL_KWARGS} --resume ../demo/digits_vit.pth "
-        f"{options} --output_dir ../demo/output/{job}/{subset.stem}",
+        f"main.py --data-set IMNETSUBSET --data-path ../experiments/output/demo/digits "
+        f"--subset_ids ../experiments/output/demo/{subset.name} "
+        f"--model {DIGITS_MODEL} --model-kwargs {DIGITS_MODEL_KWARGS} --resume ../experiments/digits_vit.pth "
+        f"{options} --output_dir ../experiments/output/demo/{job}/{subset.stem}",
     )
     return json.loads((OUTPUT / job / subset.stem / "summary.json").read_text())["last"]["test"]["acc1"]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from activeft.known_samples import KnownSamples
-from activeft.selection import select
-from choosing import add_pool_options, choose_subsets
 from common.command_line import ArgumentParser, number
-from common.output_files import whole_file
+from common.files import atomic_file
 from common.processes import launched
 from common.subset_file import losses_file
+from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.selection import select
+from data_selection.sample_tools.subset_command import add_pool_options, choose_subsets
 
 PUBLISHED_BATCH_SIZE = 100_000  # of the ImageNet script
 
@@ -84,7 +84,7 @@ def choose(args: argparse.Namespace) -> Path:
             if processes.is_main:
                 first, last = result.losses[0], result.losses[-1]
                 print(f"loss {first:.6f} at the start, {last:.6f} at iteration {args.max_iter}")
-                with whole_file(losses_file(path)) as temporary:
+                with atomic_file(losses_file(path)) as temporary:
                     temporary.write_text("".join(f"{loss:.6f}\n" for loss in result.losses))
             return result.indices
 

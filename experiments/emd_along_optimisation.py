@@ -1,12 +1,12 @@
 """Does the Earth Mover's Distance between chosen images and pool fall while ActiveFT optimises, as its theorem says?
 
-    python comparison/emd_along_optimisation.py --feature_path demo/output/table/features/digits_train.npy \
-        --percent 2 5 --output_dir demo/output/emd
+    python experiments/emd_along_optimisation.py --feature_path experiments/output/digits/features/digits_train.npy \
+        --percent 2 5 --output_dir experiments/output/emd
 
 draws, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
 that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
 
-On the digits, after `make table`, in 15 seconds; the picture is committed as comparison/emd_along_optimisation.png.
+On the digits, after `make table`, in 15 seconds; the picture is committed as experiments/emd_along_optimisation.png.
 """
 
 import argparse
@@ -23,16 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "data_selection")]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from activeft.initialisation import random_samples
-from activeft.matching import match_prototypes
-from activeft.selection import select, unit_rows
-from choosing import budget_of, percentage
-from common.command_line import ArgumentParser, number, pick_device, run, seed_number
-from common.output_files import make_output_dir, whole_file, write_json
-from evidence.measures import earth_movers_distance, random_part
-from feature_file import read_features
+from common.command_line import ArgumentParser, number, run, seed_number
+from common.feature_file import read_features
+from common.files import atomic_file, make_output_dir, write_json
+from common.processes import pick_device
+from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.matching import match_prototypes
+from data_selection.activeft.selection import select, unit_rows
+from data_selection.evidence.measures import earth_movers_distance, random_part
+from data_selection.sample_tools.subset_command import budget_of, percentage
 
 EVERY = 10  # iterations between two points of a curve
 CURVES = {"prototypes": "tab:gray", "images": "tab:blue"}
@@ -86,7 +87,7 @@ def draw(results: dict[int, dict[str, np.ndarray]], iterations: list[int], pictu
         axis.set(title=f"{budget} images", xlabel="iteration", ylabel="Earth Mover's Distance to the pool")
         axis.grid(alpha=0.3)
         axis.legend()
-    with whole_file(picture) as temporary:
+    with atomic_file(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
 

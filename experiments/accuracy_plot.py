@@ -6,12 +6,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from accuracy_table import READOUT_TITLES, Column
 from matplotlib.ticker import NullLocator
-from protocols import METHODS
-from significance import mean_and_std
 
-from common.output_files import whole_file
+from common.files import atomic_file
+from experiments.accuracy_table import READOUT_TITLES, Column
+from experiments.protocols import METHODS
+from experiments.significance import mean_and_std
 
 NUDGE = 0.012  # between the error bars of two methods at one budget, as a share of it
 
@@ -50,7 +50,7 @@ def draw_accuracies(dataset: str, tables: dict[str, dict[float, Column]], pictur
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"top-1 accuracy on {dataset} in %")
     axes[0, 0].legend(fontsize="small")
-    with whole_file(picture) as temporary:
+    with atomic_file(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
     return picture

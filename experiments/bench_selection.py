@@ -1,6 +1,6 @@
 """What a selection costs: this project's core, a dense autograd implementation of the same formulas, and k-means.
 
-    python benchmarks/selection.py --feature_path data_selection/features/CIFAR10_train.npy
+    python experiments/bench_selection.py --feature_path data_selection/features/CIFAR10_train.npy
 
 Every method runs in its own process, in turn. A dense run is timed over a few iterations and scaled to all of them
 unless --whole is given. Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum,
@@ -29,9 +29,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "data_selection"), str(ROOT / "tests")]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import ArgumentParser, InputError, number, run
+from common.command_line import ArgumentParser, number, run
+from common.errors import InputError
 
 METHODS = ("ours", "dense", "faiss", "sklearn")
 
@@ -56,9 +57,9 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict:
     """Run one method in this process. Returns: seconds, peak memory, and what the method found."""
     import torch
     import torch.nn.functional as F
-    from dense_reference import dense_select
 
-    from activeft import select
+    from data_selection.activeft import select
+    from data_selection.activeft.reference import dense_select
 
     if method in ("faiss", "sklearn"):  # k-means sees the same unit rows
         features = F.normalize(torch.from_numpy(features), dim=1).numpy()
@@ -101,7 +102,7 @@ def child(args: argparse.Namespace) -> None:
 def load(feature_path: str | None, n: int) -> np.ndarray:
     if feature_path is None:
         return generated_features(n)
-    from feature_file import read_features
+    from common.feature_file import read_features
 
     features, _ = read_features(feature_path)
     if n > len(features):

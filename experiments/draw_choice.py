@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from sklearn.manifold import TSNE
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "data_selection")]
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from feature_file import read_features, read_image_paths
+from common.feature_file import read_features, read_image_paths
 
 IMAGES_A_ROW = 14
 

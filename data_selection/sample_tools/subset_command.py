@@ -10,12 +10,13 @@ from zlib import crc32
 
 import numpy as np
 
-from activeft.known_samples import KnownSamples
-from common.command_line import InputError, seed_number
-from common.output_files import make_output_dir, whole_file, write_json
+from common.command_line import seed_number
+from common.errors import InputError
+from common.feature_file import read_features, read_image_paths
+from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
 from common.subset_file import read_subset_ids
-from feature_file import read_features, read_image_paths
+from data_selection.activeft.known_samples import KnownSamples
 
 # (features (n, d), budget, what is known, path of the JSON to come) -> indices, ascending
 Choose = Callable[[np.ndarray, int, KnownSamples, Path], list[int]]
@@ -141,6 +142,6 @@ def write_subset(path: Path, indices: list[int], n: int, images: Sequence[Path] 
     print(f"wrote {len(indices)} of {n} indices to {path}")
     if images:
         listing = path.with_name(f"{path.stem}_paths.txt")
-        with whole_file(listing) as temporary:
+        with atomic_file(listing) as temporary:
             temporary.write_bytes(b"".join(os.fsencode(images[index]) + b"\n" for index in indices))  # in any encoding
         print(f"wrote the paths of the chosen images to {listing}")

@@ -8,14 +8,11 @@ time, and the same for every method and budget. Settled on random subsets of 14,
 are 1 to 3 points lower at the smallest budgets and the same at the largest.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "demo"))
-
-from digits_recipe import DIGITS_FINETUNING, DIGITS_MODEL, DIGITS_MODEL_KWARGS
+from experiments.digits_recipe import DIGITS_FINETUNING, DIGITS_MODEL, DIGITS_MODEL_KWARGS
 
 METHODS = {
     "random": "Random",
@@ -77,7 +74,7 @@ def published_protocol(dataset: str, data_set: str, script: str, percents: tuple
         percents=percents,
         seeds=(0, 1, 2),
         methods=PUBLISHED_METHODS,
-        output_dir=ROOT / "comparison" / "output" / dataset,
+        output_dir=ROOT / "experiments" / "output" / dataset,
         # logistic regression with 1,000 classes takes hours
         readouts=("finetuned", "knn") if dataset == "ImageNet" else tuple(READOUTS),
     )
@@ -94,11 +91,11 @@ PROTOCOLS = {
         percents=(1, 2, 5, 10),
         seeds=(0, 1, 2, 3, 4),
         methods=tuple(METHODS),
-        output_dir=ROOT / "demo" / "output" / "table",
+        output_dir=ROOT / "experiments" / "output" / "digits",
         model_kwargs=DIGITS_MODEL_KWARGS,
-        weights=ROOT / "demo" / "digits_vit.pth",
-        data_path=ROOT / "demo" / "output" / "digits",
-        pool_script="demo/digits_pool.py",
+        weights=ROOT / "experiments" / "digits_vit.pth",
+        data_path=ROOT / "experiments" / "output" / "pool" / "digits",
+        pool_script="experiments/digits_pool.py",
         device="--device cpu",
         on_gpus=False,
     ),

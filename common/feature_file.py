@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import InputError
-from common.output_files import read_json, write_json
+from common.errors import InputError
+from common.files import read_json, write_json
 
 ROWS_AT_A_TIME = 65536
 

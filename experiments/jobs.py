@@ -23,8 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.command_line import InputError
-from common.output_files import make_output_dir, read_json, write_json
+from common.errors import InputError
+from common.files import make_output_dir, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the scripts import and the fork server imports for them; nothing of it touches a GPU.

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import ROOT, Job
-from protocols import DINO, METHODS, READOUTS, Protocol
+from experiments.jobs import ROOT, Job
+from experiments.protocols import DINO, METHODS, READOUTS, Protocol
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def extraction(protocol: Protocol) -> Job:
     needs = ()
     if protocol.pool_script:
         pool = protocol.output_dir / "pool"
-        needs = (Job("pool", protocol.pool_script, typed(protocol.data_path, "demo"), pool, protocol.data_path),)
+        needs = (Job("pool", protocol.pool_script, typed(protocol.data_path, "experiments"), pool, protocol.data_path),)
     folder = protocol.output_dir / "features"
     options = [
         f"--dataset {protocol.dataset} --data_path {typed(protocol.data_path, 'data_selection')}",

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from protocols import METHODS
-from published import COLUMNS, REPORTED, ROWS, published_accuracy
-from significance import LEVEL, best_of, marks, mean_and_std, welch
-from stages import Cell
+from experiments.protocols import METHODS
+from experiments.published import COLUMNS, REPORTED, ROWS, published_accuracy
+from experiments.significance import LEVEL, best_of, marks, mean_and_std, welch
+from experiments.stages import Cell
 
 READOUT_TITLES = {
     "finetuned": "finetuned",

@@ -1,9 +1,9 @@
 """The paper's table, measured: methods x budgets x seeds through selection, finetuning and readouts.
 
-    python comparison/paper_table.py --dataset digits      # make table: a quarter of an hour on 2 cores, offline
-    python comparison/paper_table.py --dataset CIFAR10     # one GPU a job, as many jobs at a time as there are GPUs
-    python comparison/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
-    python comparison/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
+    python experiments/paper_table.py --dataset digits      # make table: a quarter of an hour on 2 cores, offline
+    python experiments/paper_table.py --dataset CIFAR10     # one GPU a job, as many jobs at a time as there are GPUs
+    python experiments/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
+    python experiments/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
 
 runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
 with its commands) and accuracy.png; for CIFAR and ImageNet the table shows the published numbers beside the measured
@@ -13,7 +13,7 @@ Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same
 finished is not run again, a finetuning goes on from its checkpoint. What was made with other options is made again. Of
 a finished finetuning log and accuracies are kept, its checkpoints are not.
 
-The digits' table.md and accuracy.png, from demo/output/table, are committed as digits_table.md and digits_accuracy.png.
+The digits' table.md and accuracy.png are committed as digits_table.md and digits_accuracy.png.
 """
 
 import argparse
@@ -27,16 +27,17 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from accuracy_plot import draw_accuracies
-from accuracy_table import Result, columns_of, markdown
-from jobs import ROOT, Job, is_finished, recorded, run_jobs
-from protocols import METHODS, PROTOCOLS, READOUTS, Protocol
-from stages import Cell, readout_jobs, with_what_they_need
-
-from common.command_line import ArgumentParser, InputError, number, run, seed_number, worker_count
-from common.output_files import make_output_dir, read_json, whole_file, write_json
+from common.command_line import ArgumentParser, number, run, seed_number, worker_count
+from common.errors import InputError
+from common.files import atomic_file, make_output_dir, read_json, write_json
+from deit.recipe_options import parse_args as parse_finetuning_options
+from experiments.accuracy_plot import draw_accuracies
+from experiments.accuracy_table import Result, columns_of, markdown
+from experiments.jobs import Job, is_finished, recorded, run_jobs
+from experiments.protocols import METHODS, PROTOCOLS, READOUTS, Protocol
+from experiments.stages import Cell, readout_jobs, with_what_they_need
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
@@ -79,9 +80,6 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
 
 def check_finetuning_options(options: str) -> None:
     """Raises InputError now, not after features and subsets, for what deit/main.py would not take."""
-    sys.path.insert(1, str(ROOT / "deit"))
-    from recipe_options import parse_args as parse_finetuning_options
-
     try:
         words = shlex.split(options)
     except ValueError as error:
@@ -117,7 +115,7 @@ def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None
     output_dir = make_output_dir(protocol.output_dir)
     table = markdown(dataset, results, len(protocol.seeds), protocol.finetuning)
     print(f"\n{table}")
-    with whole_file(output_dir / "table.md") as temporary:
+    with atomic_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)
     write_json(
         output_dir / "table.json",

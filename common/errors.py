@@ -1,0 +1,5 @@
+"""The one error that is meant for the user."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message says what, with which value, and what to do."""

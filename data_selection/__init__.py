@@ -1,0 +1,1 @@
+"""What to label: features of the pool, then a subset of it."""
