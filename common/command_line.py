@@ -1,12 +1,12 @@
 """What every command shares: options that are checked when they are read, and errors of one line."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import InputError
+from common.processors import usable_processors
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -74,6 +74,5 @@ seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; ran
 
 
 def worker_count(wanted: int) -> int:
-    """Data loading processes: as many as wanted, never more than the processors this process may run on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(wanted, usable)
+    """Data loading processes: as many as wanted, never more than the processors this process may use."""
+    return min(wanted, usable_processors())

@@ -143,6 +143,10 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
     state = init_distributed_device_so(str(device), dist_url=dist_url)
     try:
         yield Processes(torch.device(state["device"]), state["global_rank"], state["world_size"])
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("another process of this run has ended; its own message says why") from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

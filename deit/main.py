@@ -10,24 +10,27 @@ checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch), summar
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
-
-from common.batch_stream import BatchStream, EpochPlan, seed_everything
+from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
-from common.files import write_json
+from common.files import locked, write_json
 from common.processes import Interruption, Processes, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, newest_checkpoint
 from common.training_state import TrainingState
-from deit.engine import end_epoch, evaluate, train_one_epoch
+from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
 from deit.recipe_options import parse_args
 from deit.run_parts import (
@@ -39,6 +42,7 @@ from deit.run_parts import (
     build_state,
     build_train_loader,
     describe_recipe,
+    describe_run,
     distributed,
     load_weights,
 )
@@ -49,8 +53,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     seed_everything(args.seed)
     with processes.main_first():
         data = build_datasets(args)
+    if data.unlabelled():
+        report(processes, data.unlabelled())
     model = build_model(args, len(data.classes))
-    own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
     eval_loader = build_eval_loader(args, data, processes)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
@@ -68,17 +74,19 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         return finish_probe(args, result, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
-    run = {"images_per_update": plan.images_per_update}
+    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    run = describe_run(args, data, plan, weights, recipe)
+    if args.auto_resume:
+        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, partial(report, processes)) or own_checkpoint
     state = build_state(args, model, plan.images_per_update)
     if own_checkpoint:
-        resume(state, *own_checkpoint, args, plan)
+        state.resume(*own_checkpoint, run)
         report(processes, f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
-    elif args.start_epoch:
-        if args.start_epoch >= args.epochs:
-            raise InputError(f"--start_epoch {args.start_epoch} of --epochs {args.epochs} leaves nothing to train")
+    else:
         state.epoch = args.start_epoch
-        state.lr_scheduler.step(args.start_epoch - 1)
-    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    step_schedule_to(state)
+    if state.epoch >= args.epochs and not state.last:
+        raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
     report(processes, describe_recipe(args, len(data.train), plan))
@@ -87,7 +95,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
-    folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None
+    folder = None
+    if writes(args, processes):
+        folder = RunFolder(Path(args.output_dir), state.epoch, fresh=not own_checkpoint, tensorboard=args.tensorboard)
     progress = progress_bar(
         total=args.epochs * plan.updates,
         initial=state.epoch * plan.updates + state.update,
@@ -124,8 +134,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)
-        per_class = (100 * confusion.diagonal() / confusion.sum(dim=1).clamp_min(1)).tolist()
-        summary["per_class_acc1"] = dict(zip(data.classes, per_class, strict=True))
+        summary["per_class_acc1"] = {
+            name: 100 * row[label].item() / row.sum().item() if row.any() else None  # None: no image to evaluate
+            for label, (name, row) in enumerate(zip(data.classes, confusion, strict=True))
+        }
     last, best = describe(state.last["test"]), describe(state.best["test"])
     report(processes, f"last {last}; best {best}, chosen on the test split")
     if folder:
@@ -141,17 +153,6 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
 
 def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
-
-
-def resume(
-    state: TrainingState, checkpoint: dict[str, Any], source: str, args: argparse.Namespace, plan: EpochPlan
-) -> None:
-    """Take up an own checkpoint. Raises InputError when it is of a run with other updates, or is finished."""
-    state.resume(checkpoint, source)
-    if state.update and checkpoint.get("run", {}).get("images_per_update") != plan.images_per_update:
-        raise InputError(f"checkpoint {source} is within an epoch: keep its --total-batch-size")
-    if state.epoch >= args.epochs and not state.last:
-        raise InputError(f"checkpoint {source} is after epoch {state.epoch - 1}: raise --epochs, or --eval")
 
 
 def stop(
@@ -202,7 +203,9 @@ def report(processes: Processes, message: str) -> None:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best accuracies, as in summary.json."""
     args = parse_args(argv)
-    with launched(args.device, args.dist_url) as processes:
+    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
+        if args.output_dir and not args.eval:
+            processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
         return finetune(args, processes)
 
 
