@@ -187,6 +187,7 @@ def workers(slots: Sequence[Mapping[str, str]], running: Mapping[Future, Job]) -
 def start_worker(environments: multiprocessing.SimpleQueue, driver_is_gone: Connection) -> None:
     """In a new process of the pool: take a slot, and watch the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then asks its commands to save
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
     os.environ.update(environments.get())
     threading.Thread(target=end_with_driver, args=(driver_is_gone,), daemon=True).start()
 
@@ -197,8 +198,10 @@ def end_with_driver(driver_is_gone: Connection) -> None:
     A finetuning saves first. A command that went on unseen would write into the folders of the next driver.
     """
     driver_is_gone.poll(None)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # the command
     BUSY.acquire(timeout=SECONDS_TO_SAVE)
+    os.kill(os.getpid(), signal.SIGTERM)  # the process
+    time.sleep(10)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
