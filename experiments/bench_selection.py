@@ -58,7 +58,7 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict:
     import torch.nn.functional as F
 
     from data_selection.activeft import reference, select
-    from data_selection.activeft.pool import Candidates
+    from data_selection.activeft.pool import Candidates, read_pool
     from data_selection.activeft.settings import Settings
 
     if method in ("faiss", "sklearn"):  # k-means sees the same unit rows
