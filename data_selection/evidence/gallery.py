@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.command_line import worker_count
-from common.image_datasets import UNREADABLE
+from common.errors import InputError
+from common.images import open_rgb
 from data_selection.evidence.evaluation import Evaluation
 
 NEAREST_SHOWN = 6
@@ -68,10 +69,8 @@ def pictures(shown: dict[str, Any], paths: Sequence[Path], most: int) -> dict[st
 def thumbnail(path: Path) -> Image.Image | None:
     """The image, reduced if it is larger. None where it cannot be read: the report does without it."""
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))  # decodes a large JPEG at a fraction of its size
-            image = opened.convert("RGB")
-    except UNREADABLE:
+        image = open_rgb(path, upright=True, at_least=2 * LONGEST_SIDE)
+    except InputError:
         return None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return image
