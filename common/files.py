@@ -91,3 +91,9 @@ def make_output_dir(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write into the output folder {folder}: {error.strerror}") from None
     return folder
+
+
+def split_folder(root: Path, train: bool) -> Path:
+    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
+    names = ("train",) if train else ("val", "test")
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])

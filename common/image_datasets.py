@@ -3,29 +3,32 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import InputError
+from common.files import split_folder as split_folder
 from common.images import open_rgb
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 Transform = Callable[[Image.Image], Any]
 Loader = Callable[[str], Image.Image]
 NO_LABEL = -1
 
 
-class FlatImageFolder(Dataset):
-    """All images directly in one folder, in the order of their names, without labels (-1)."""
+class ImageFiles(Dataset):
+    """Image files and labels: what `FlatImageFolder` and `ClassFolders` share."""
 
-    classes = ()
-
-    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
-        self.root, self.transform, self.loader = root, transform, loader
-        self.samples = [(str(path), NO_LABEL) for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
+    root: Path
+    samples: list[tuple[str, int]]
+    classes: list[str]
+    transform: Transform | None
+    loader: Loader
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -36,21 +39,37 @@ class FlatImageFolder(Dataset):
         return (self.transform(image) if self.transform else image), label
 
 
-class ClassFolders(ImageFolder):
-    """torchvision's ImageFolder without hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg."""
+class FlatImageFolder(ImageFiles):
+    """All images directly in one folder, in the order of their names, without labels (-1)."""
 
-    def __init__(self, root: Path, transform: Transform | None, loader: Loader):
-        def is_visible_image(path: str) -> bool:
-            folders = Path(path[len(str(root)) + 1 :]).parent.parts
-            return is_image(path) and not any(map(is_hidden, folders))
+    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
+        self.root, self.transform, self.loader, self.classes = root, transform, loader, []
+        self.samples = [
+            (str(path), NO_LABEL) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file()
+        ]
 
-        super().__init__(str(root), transform, loader=loader, is_valid_file=is_visible_image)
 
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name))
-        if not names:
-            raise FileNotFoundError(f"there is no class folder in {directory}")
-        return names, {name: label for label, name in enumerate(names)}
+class ClassFolders(ImageFiles):
+    """`<root>/<class>/**`: classes and images in the order of their names, as torchvision's ImageFolder has them.
+
+    Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
+    """
+
+    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
+        self.root, self.transform, self.loader = root, transform, loader
+        self.classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+        self.samples = [
+            (path, label) for label, name in enumerate(self.classes) for path in images_below(str(root / name))
+        ]
+
+
+def images_below(folder: str) -> list[str]:
+    """The images in a folder and its subfolders, folder by folder."""
+    found = []
+    for inside, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = (name for name in subfolders if not is_hidden(name))
+        found.append((inside, [f"{inside}{os.sep}{name}" for name in sorted(files) if is_image(name)]))
+    return [path for _, paths in sorted(found) for path in paths]
 
 
 def is_hidden(name: str) -> bool:
@@ -58,16 +77,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def is_image(path: str | Path) -> bool:
-    """Whether the name is that of an image, and not hidden."""
-    name = Path(path).name
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image, and not hidden."""
     return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
-
-
-def split_folder(root: Path, train: bool) -> Path:
-    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
-    names = ("train",) if train else ("val", "test")
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
 def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ClassFolders:
@@ -78,9 +90,16 @@ def class_folders(root: Path, transform: Transform | None = None, loader: Loader
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
     try:
-        return ClassFolders(root, transform, loader)
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"image folder {root} cannot be used: {str(error).splitlines()[0]}") from None
+        folders = ClassFolders(root, transform, loader)
+    except OSError as error:
+        raise InputError(f"image folder {root} cannot be used: {error}") from None
+    if not folders.classes:
+        raise InputError(f"image folder {root} cannot be used: it has no class folders")
+    used = {label for _, label in folders.samples}
+    empty = [name for label, name in enumerate(folders.classes) if label not in used]
+    if empty:
+        raise InputError(f"image folder {root} cannot be used: Found no valid file for the classes {', '.join(empty)}")
+    return folders
 
 
 def image_folder(
@@ -103,11 +122,13 @@ def image_folder(
     return flat if flat.samples else class_folders(root, transform, loader)
 
 
-def cifar(name: str, root: Path, train: bool, transform: Transform | None = None) -> CIFAR10 | CIFAR100:
+def cifar(name: str, root: Path, train: bool, transform: Transform | None = None) -> "CIFAR10 | CIFAR100":
     """torchvision's CIFAR10 or CIFAR100 in `root`, downloaded when it is not there.
 
     Raises InputError, saying where to put the archive by hand, when it cannot be downloaded.
     """
+    from torchvision.datasets import CIFAR10, CIFAR100  # seconds to load, and folders do without
+
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
     try:
         return dataset(str(root), train=train, transform=transform, download=True)

@@ -1,6 +1,7 @@
 """Reading one image: whatever a file holds, the result is an 8-bit RGB picture or an error of one line."""
 
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def open_rgb(path: str | Path, upright: bool = False, at_least: int | None = Non
         InputError, naming the file, when it cannot be decoded or its pixel values have no known scale.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             if at_least:
                 image.draft(None, (at_least, at_least))
             rgb = _eight_bits(image).convert("RGB")
@@ -52,6 +53,13 @@ def open_rgb(path: str | Path, upright: bool = False, at_least: int | None = Non
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"{said.splitlines()[0]}; {REPAIR}"
     raise InputError(f"cannot read the image {path}: {problem}")
+
+
+@cache
+def formats() -> list[str]:
+    """What Pillow reads, without PostScript, which it has Ghostscript run as a program."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
