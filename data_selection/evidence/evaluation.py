@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.pool import Candidates
 from data_selection.evidence.measures import (
     Values,
     class_balance,
@@ -105,7 +106,7 @@ def evaluate_with_random(
     """
     n = len(evaluator.pool)
     random = {
-        k: [tuple(sorted(random_samples(n, k, seed))) for seed in range(random_seeds)]
+        k: [tuple(sorted(random_samples(Candidates(n), k, seed))) for seed in range(random_seeds)]
         for k in dict.fromkeys(len(ids) for ids in subsets)
     }
     distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])

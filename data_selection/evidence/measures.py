@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.unit_sphere import distance
+from data_selection.activeft.pool import distance
 
 Values = dict[str, float | None]  # what is measured of one subset, by name
 ROWS_AT_A_TIME = 1024

@@ -13,7 +13,7 @@ from common.feature_file import paths_file, read_features, read_image_paths
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import pick_device
 from common.subset_file import losses_file, read_subset_ids
-from data_selection.activeft.selection import unit_rows
+from data_selection.activeft.pool import read_rows
 from data_selection.evidence.comparison import compare
 from data_selection.evidence.evaluation import Evaluation, Evaluator, LabelledRows, evaluate_with_random
 from data_selection.evidence.gallery import chosen_images, pictures
@@ -49,9 +49,9 @@ def write_report(args: argparse.Namespace) -> Path:
     device = pick_device(args.device)
     folder = make_output_dir(args.output_dir)
 
-    pool = unit_rows(features, device)
+    pool = read_rows(features, device)
     if held_out:
-        held_out = LabelledRows(unit_rows(held_out[0], device), held_out[1])
+        held_out = LabelledRows(read_rows(held_out[0], device), held_out[1])
     evaluator = Evaluator(pool, labels, held_out, args.emd_samples, args.duplicate_similarity, args.seed)
     evaluations, random = evaluate_with_random(evaluator, [subset.ids for subset in subsets], args.random_seeds)
 
