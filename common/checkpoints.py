@@ -38,14 +38,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not there")
     kind = kind_of_file(path) or ""
+    is_torch = "zip archive" in kind or "pickle" in kind
     try:
-        if "safetensors" in kind or (path.suffix == ".safetensors" and "zip" not in kind and "pickle" not in kind):
+        if "safetensors" in kind or (path.suffix == ".safetensors" and not is_torch):
             return safetensors.torch.load_file(path)
         # The published checkpoints keep their options in a Namespace, which is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if kind and "pickle" not in kind and "zip" not in kind:
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if kind and not is_torch:
             raise InputError(f"checkpoint {path} is no checkpoint: {kind}") from None
         raise InputError(
             f"checkpoint {path} cannot be read as plain tensors: it is damaged, or holds Python objects, which may run "
@@ -53,8 +54,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if kind and "pickle" not in kind and "zip" not in kind and "safetensors" not in kind:
-            reason = kind
+        reason = kind if kind and not is_torch and "safetensors" not in kind else reason
         raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
