@@ -23,6 +23,14 @@ def fit_readout(name: str, features: np.ndarray, labels: np.ndarray, classes: in
     return readout.fit(features, labels)
 
 
+def top_accuracies(readout: ClassifierMixin, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent: {"acc1": ..., "acc5": ...}. On a tie the first class wins."""
+    probabilities = readout.predict_proba(features)  # (n, classes among the labelled samples)
+    ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
+    hits = ranked == labels[:, None]
+    return {"acc1": 100 * hits[:, 0].mean().item(), "acc5": 100 * hits.any(axis=1).mean().item()}
+
+
 def linear_readout() -> Pipeline:
     """Logistic regression on standardised features."""
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))

@@ -117,7 +117,7 @@ def test_the_classes_are_those_of_both_splits_and_one_that_nobody_labelled_is_sa
                 "--subset_ids",
                 str(tmp_path / "s.json"),
             ]
-        )  # fmt: skip
+        )
     )
     assert data.classes == ["ant", "bat", "bee", "cat", "dog"]
     assert [data.train[index][1] for index in range(5)] == [0, 0, 3, 3, 4]
