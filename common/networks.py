@@ -24,6 +24,11 @@ def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def input_size(args: argparse.Namespace) -> int:
+    """Pixels per side of the images: --input-size, else img_size of --model-kwargs, else 224."""
+    return args.input_size or args.model_kwargs.get("img_size", 224)
+
+
 class KeywordOverrides(ParseKwargs):
     """timm's KEY=VALUE parsing, with an error of one line for anything else."""
 

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -76,6 +78,25 @@ class Processes:
         yield
         if self.is_main:
             self.barrier()
+
+
+class Interruption:
+    """Notes SIGTERM instead of dying of it, so that the update under way is finished and the state saved."""
+
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again, with --auto-resume
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interruption":
+        self.previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
 
 
 def pick_device(name: str) -> torch.device:

@@ -32,7 +32,6 @@ from common.files import make_output_dir
 from common.image_datasets import cifar, class_folders, image_folder, split_folder
 from common.networks import add_model_kwargs_option, create_network
 from common.processes import Processes, autocast, launched
-from data_selection.activeft.sharding import Sharding
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
@@ -202,7 +201,7 @@ def extract(
     """
     blocks = file.missing_blocks(args.batch_size_per_gpu)
     processes.barrier()  # all have seen what is missing before anyone fills it in
-    blocks = blocks[Sharding(len(blocks), processes.rank, processes.size).rows]
+    blocks = blocks[processes.part(len(blocks))]
     device = processes.device
     loader = DataLoader(
         pool, batch_sampler=blocks, num_workers=worker_count(args.num_workers), pin_memory=device.type == "cuda"

@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from common.errors import InputError
 from common.files import read_json
 from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
+from common.networks import input_size
 from common.subset_file import read_subset_ids
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
@@ -39,6 +40,8 @@ class FinetuningData:
 
 
 class Transformed(Dataset):
+    """The same images through a transform."""
+
     def __init__(self, images: Dataset, transform: Transform):
         self.images, self.transform = images, transform
 
@@ -50,11 +53,21 @@ class Transformed(Dataset):
         return self.transform(image), label
 
 
+class ImageOnly:
+    """A transform of images, for pairs of an image and its label."""
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, label: int) -> tuple[Any, int]:
+        return self.transform(image), label
+
+
 def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms = {True: None, False: eval_transform(args.input_size)}
+    transforms = {True: None, False: eval_transform(input_size(args))}
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
         classes = train.classes
@@ -80,11 +93,12 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
 def train_transform(args: argparse.Namespace) -> T.Compose:
     """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
 
-    Images are normalised on the device (engine.to_network), unless parts are erased, which timm does afterwards.
+    Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
     """
+    size = input_size(args)
     try:
         transform = create_transform(
-            args.input_size,
+            size,
             is_training=True,
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
@@ -100,22 +114,22 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         to_float, normalize = steps[-2:]
         assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
         steps[-2:] = [T.PILToTensor()]
-    if args.input_size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
+    if size <= SMALL_IMAGE:
+        steps[:1] = [ExactSize(size), T.RandomCrop(size, padding=4)]
     return transform
 
 
-def eval_transform(input_size: int) -> T.Compose:
+def eval_transform(size: int) -> T.Compose:
     """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
-    if input_size <= SMALL_IMAGE:
-        return T.Compose([ExactSize(input_size), T.PILToTensor()])
-    resized = int(EVAL_RESIZE * input_size)
+    if size <= SMALL_IMAGE:
+        return T.Compose([ExactSize(size), T.PILToTensor()])
+    resized = int(EVAL_RESIZE * size)
     resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
-    return T.Compose([resize, T.CenterCrop(input_size), T.PILToTensor()])
+    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
 
 
 class ExactSize:
-    """Passes images of the one size that is asked for."""
+    """Passes images of one size, and raises InputError for any other."""
 
     def __init__(self, size: int):
         self.size = size

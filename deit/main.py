@@ -19,11 +19,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import run
+from common.batch_stream import BatchStream, EpochPlan, seed_everything
+from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import write_json
-from common.processes import Processes, launched
-from deit.assembly import (
+from common.processes import Interruption, Processes, launched
+from common.progress import progress_bar
+from common.run_folder import RunFolder
+from common.training_state import TrainingState
+from deit.engine import end_epoch, evaluate, train_one_epoch
+from deit.finetuning_data import FinetuningData, build_datasets
+from deit.recipe_options import parse_args
+from deit.run_parts import (
     amp_dtype_of,
     build_eval_loader,
     build_model,
@@ -35,12 +42,6 @@ from deit.assembly import (
     distributed,
     load_weights,
 )
-from deit.batch_stream import BatchStream, seed_everything
-from deit.engine import evaluate, train_one_epoch
-from deit.figures import draw_confusion_matrix, draw_curves
-from deit.finetuning_data import FinetuningData, build_datasets
-from deit.recipe_options import parse_args
-from deit.training_state import Interruption, RunFolder, TrainingState
 
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
@@ -67,10 +68,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         return finish_probe(args, result, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
-    state = build_state(args, model)
+    run = {"images_per_update": plan.images_per_update}
+    state = build_state(args, model, plan.images_per_update)
     if own_checkpoint:
-        state.resume(*own_checkpoint, args)
-        report(processes, f"going on with epoch {state.epoch}, update {state.update}, after {own_checkpoint[1]}")
+        resume(state, *own_checkpoint, args, plan)
+        report(processes, f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
     elif args.start_epoch:
         if args.start_epoch >= args.epochs:
             raise InputError(f"--start_epoch {args.start_epoch} of --epochs {args.epochs} leaves nothing to train")
@@ -79,14 +81,14 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    report(processes, describe_recipe(args, len(data.train), plan, processes.size))
+    report(processes, describe_recipe(args, len(data.train), plan))
 
     epochs = range(state.epoch, args.epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
     folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None
-    progress = tqdm(
+    progress = progress_bar(
         total=args.epochs * plan.updates,
         initial=state.epoch * plan.updates + state.update,
         desc="finetuning",
@@ -95,28 +97,28 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     )
     with Interruption() as interruption, progress:
         for epoch in epochs:
-            lr = max(group["lr"] for group in state.optimizer.param_groups)
+            lr = state.lr
             stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
             if stopping and state.update < plan.updates:
-                stop(args, state, folder, processes)
+                stop(args, run, state, folder, processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             improved = False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
                 results = {"test": evaluate_now(model)}
                 if state.model_ema:
                     results["test_ema"] = evaluate_now(state.averaged_model(processes.device))
-                improved = state.note(results)
+                improved = state.note(results, epoch=epoch)
                 entry |= results
-                progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_acc1:.2f}")
-            state.next_epoch()
+                progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_score:.2f}")
+            end_epoch(state)
             if folder:
                 folder.append_to_log({**flat(entry), "epoch": epoch, "n_parameters": n_parameters})
                 due = (epoch + 1) % args.save_interval == 0 or epoch == args.epochs - 1
                 if improved or due:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
-                    folder.save(state.checkpoint(args), names)
+                    folder.save(state.checkpoint(args, run), names)
             if stopping and epoch < args.epochs - 1:
-                stop(args, state, folder, processes)
+                stop(args, run, state, folder, processes)
 
     summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
     if args.confusion_matrix:
@@ -127,9 +129,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     last, best = describe(state.last["test"]), describe(state.best["test"])
     report(processes, f"last {last}; best {best}, chosen on the test split")
     if folder:
-        draw_curves(folder.log(), folder.path / "curves.png")
+        from deit.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
+
+        plot_curves(folder.log(), folder.path / "curves.png")
         if args.confusion_matrix:
-            draw_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
+            plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
         report(processes, f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
     return summary
@@ -139,15 +143,32 @@ def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
 
 
-def stop(args: argparse.Namespace, state: TrainingState, folder: RunFolder | None, processes: Processes) -> NoReturn:
-    """Save what an interrupted run has come to, and exit with a code of its own."""
-    kept = "nothing is kept, for want of --output_dir"
+def resume(
+    state: TrainingState, checkpoint: dict[str, Any], source: str, args: argparse.Namespace, plan: EpochPlan
+) -> None:
+    """Take up an own checkpoint. Raises InputError when it is of a run with other updates, or is finished."""
+    state.resume(checkpoint, source)
+    if state.update and checkpoint.get("run", {}).get("images_per_update") != plan.images_per_update:
+        raise InputError(f"checkpoint {source} is within an epoch: keep its --total-batch-size")
+    if state.epoch >= args.epochs and not state.last:
+        raise InputError(f"checkpoint {source} is after epoch {state.epoch - 1}: raise --epochs, or --eval")
+
+
+def stop(
+    args: argparse.Namespace,
+    run: dict[str, Any],
+    state: TrainingState,
+    folder: RunFolder | None,
+    processes: Processes,
+) -> NoReturn:
+    """Save the state of an interrupted run and exit with a code of its own."""
+    saved = "no --output_dir: nothing was saved"
     if args.output_dir:
-        kept = f"--auto-resume goes on from {args.output_dir}"
+        saved = f"continue with --auto-resume; saved in {args.output_dir}"
     if folder:
-        folder.save(state.checkpoint(args), ["checkpoint.pth"])
+        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
         folder.finish()
-    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {kept}")
+    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {saved}")
     processes.barrier()
     raise SystemExit(Interruption.EXIT_CODE)
 
@@ -186,4 +207,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -58,24 +58,25 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict:
     import torch
     import torch.nn.functional as F
 
-    from data_selection.activeft import select
-    from data_selection.activeft.reference import dense_select
+    from data_selection.activeft import reference, select
+    from data_selection.activeft.pool import Candidates
+    from data_selection.activeft.settings import Settings
 
     if method in ("faiss", "sklearn"):  # k-means sees the same unit rows
         features = F.normalize(torch.from_numpy(features), dim=1).numpy()
     run_method = {
         "ours": lambda: select(features, k, max_iter=iterations, device="cpu"),
-        "dense": lambda: dense_select(torch.from_numpy(features), k, max_iter=iterations),
+        "dense": lambda: reference.optimise(
+            read_pool(features, Candidates(len(features))), k, Settings(max_iter=iterations)
+        ),
         "faiss": lambda: faiss_kmeans(features, k, iterations),
         "sklearn": lambda: sklearn_kmeans(features, k, iterations),
     }[method]
     before, start = peak_memory(), time.perf_counter()
     found = run_method()
     measured = {"seconds": time.perf_counter() - start, "megabytes": peak_memory() - before}
-    if method == "ours":
-        return {**measured, "indices": found.indices, "loss": found.losses[-1]}
-    if method == "dense":
-        return {**measured, "indices": found[0], "loss": found[1][-1]}
+    if method in ("ours", "dense"):
+        measured |= {"indices": found.indices, "loss": found.losses[-1]}
     return measured
 
 

@@ -31,7 +31,8 @@ from common.files import atomic_file, make_output_dir, write_json
 from common.processes import pick_device
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.matching import match_prototypes
-from data_selection.activeft.selection import select, unit_rows
+from data_selection.activeft.pool import Candidates, Pool, read_rows
+from data_selection.activeft.selection import select
 from data_selection.evidence.measures import earth_movers_distance, random_part
 from data_selection.sample_tools.subset_command import budget_of, percentage
 
@@ -60,7 +61,7 @@ def distances_along(
 
     def observe(iteration: int, prototypes: Tensor) -> None:
         if iteration % EVERY == 0 or iteration == max_iter:
-            images = pool[match_prototypes(pool, prototypes)]
+            images = pool[match_prototypes(Pool(pool, Candidates(len(pool))), prototypes)]
             for name, rows in (("prototypes", prototypes), ("images", images)):
                 curves[name].append((iteration, earth_movers_distance(rows, sample)))
 
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> Path:
     n = len(features)
     budgets = [budget_of(n, percent) for percent in args.percent]
     folder = make_output_dir(args.output_dir)
-    pool = unit_rows(features, pick_device(args.device))  # (n, d)
+    pool = read_rows(features, pick_device(args.device))  # (n, d)
     sample = pool[random_part(n, args.emd_samples, seed=0)]  # (m, d)
     results: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> Path:
             runs, of_random = [], []
             for seed in args.seeds:
                 runs.append(distances_along(pool, budget, seed, args.max_iter, sample))
-                of_random.append(earth_movers_distance(pool[random_samples(n, budget, seed)], sample))
+                of_random.append(earth_movers_distance(pool[random_samples(Candidates(n), budget, seed)], sample))
                 bar.update()
             iterations = [iteration for iteration, _ in runs[0]["images"]]
             results[budget] = {name: np.array([[d for _, d in one[name]] for one in runs]) for name in CURVES}

@@ -12,6 +12,8 @@ import timm
 import torch
 from PIL import Image
 
+from data_selection.activeft.pool import Candidates, Pool
+
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("ant", "bee", "cat")
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -48,6 +50,11 @@ def mixture(n: int, d: int, clusters: int, spread: float) -> np.ndarray:
     centres = random.randn(clusters, d)
     labels = random.randint(clusters, size=n)
     return np.column_stack([centres[labels] + spread * random.randn(n, d), labels]).astype(np.float32)
+
+
+def pool_of(rows: torch.Tensor, labeled: tuple[int, ...] = (), excluded: tuple[int, ...] = ()) -> Pool:
+    """A pool of these rows in one process."""
+    return Pool(rows, Candidates(len(rows), labeled, excluded))
 
 
 def tiny_vit(num_classes: int = 0, **kwargs) -> torch.nn.Module:

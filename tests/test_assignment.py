@@ -27,7 +27,7 @@ def assert_nearest(
 def test_nearest_is_exact_while_prototypes_move(screening, step):
     features = clustered(3000, 48)
     centres = clustered(200, 48, seed=1)
-    nearest_prototypes = NearestPrototypes(features, screening=screening)
+    nearest_prototypes = NearestPrototypes(features, len(centres), screening=screening)
     for call in range(8):
         assert_nearest(features, centres, *nearest_prototypes(centres))
         speed = torch.logspace(-2, 0, 200)[:, None]  # a few prototypes are much faster than others
@@ -37,7 +37,7 @@ def test_nearest_is_exact_while_prototypes_move(screening, step):
 @pytest.mark.parametrize("screening", SCREENINGS)
 def test_nearest_is_exact_after_prototypes_are_regrouped(screening):
     features, centres = clustered(500, 16), clustered(150, 16, seed=1)
-    nearest_prototypes = NearestPrototypes(features, screening=screening)
+    nearest_prototypes = NearestPrototypes(features, len(centres), screening=screening)
     first_order = None
     for call in range(6):
         assert_nearest(features, centres, *nearest_prototypes(centres))
@@ -51,35 +51,35 @@ def test_nearest_is_exact_when_prototypes_are_too_close_for_bfloat16(screening):
     base = clustered(1, 64)
     centres = F.normalize(base + 1e-4 * torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     features = clustered(400, 64)
-    assert_nearest(features, centres, *NearestPrototypes(features, screening=screening)(centres))
+    assert_nearest(features, centres, *NearestPrototypes(features, len(centres), screening=screening)(centres))
 
 
 @pytest.mark.parametrize("k", [1, 128, 129, 145, 161, 1000])
 def test_nearest_is_exact_for_any_number_of_prototypes(k):
     features, centres = clustered(300, 24), clustered(k, 24, seed=1)
     for screening in SCREENINGS:
-        assert_nearest(features, centres, *NearestPrototypes(features, screening=screening)(centres))
+        assert_nearest(features, centres, *NearestPrototypes(features, len(centres), screening=screening)(centres))
 
 
 def test_nearest_is_exact_when_all_similarities_are_negative():
     features = F.normalize(torch.rand(100, 8, generator=torch.Generator().manual_seed(0)) + 0.5, dim=1)
     centres = -clustered(150, 8).abs()
-    nearest_prototypes = NearestPrototypes(features, screening=torch.bfloat16)
+    nearest_prototypes = NearestPrototypes(features, len(centres), screening=torch.bfloat16)
     assert_nearest(features, centres, *nearest_prototypes(centres))
 
 
 def test_chunk_does_not_change_the_result():
     features, centres = clustered(1000, 32), clustered(200, 32, seed=1)
-    whole = NearestPrototypes(features)(centres)
+    whole = NearestPrototypes(features, 200)(centres)
     for chunk in (1, 7, 256, 5000):
-        nearest, similarity = NearestPrototypes(features, chunk)(centres)
+        nearest, similarity = NearestPrototypes(features, 200, chunk)(centres)
         assert torch.equal(nearest, whole[0])
         torch.testing.assert_close(similarity, whole[1])
         assert torch.equal(nearest_of_all(features, centres, chunk)[0], whole[0])
 
 
 def test_no_samples_give_no_assignment():
-    nearest, similarity = NearestPrototypes(torch.empty(0, 16))(clustered(200, 16))
+    nearest, similarity = NearestPrototypes(torch.empty(0, 16), 200)(clustered(200, 16))
     assert nearest.shape == similarity.shape == (0,)
 
 

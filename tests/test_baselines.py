@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pool_of
 
 from common.errors import InputError
 from common.processes import Processes
 from data_selection.activeft.initialisation import farthest_points
-from data_selection.activeft.known_samples import KnownSamples
 from data_selection.baselines.clusters import clusters_of, kmeans_samples
 from data_selection.baselines.herding import herding_samples
 from data_selection.baselines.probcover import probcover_samples, purest_radius
 from data_selection.baselines.typiclust import typicality, typiclust_samples
 from data_selection.sample_tools import baseline
-
-NOTHING = KnownSamples()
 
 
 def gaussian(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -39,14 +37,14 @@ def planted_clusters(*sizes: int, spread: float = 0.05) -> tuple[torch.Tensor, t
 
 def test_coreset_always_takes_the_sample_farthest_from_chosen_and_labelled_ones():
     rows = gaussian(60, 5)
-    known = KnownSamples(labeled=(7, 20), excluded=(3,))
+    known = {"labeled": (7, 20), "excluded": (3,)}
     distance = torch.cdist(rows.double(), rows.double())
     expected = []
     for _ in range(10):
         to_chosen = distance[:, [7, 20, *expected]].amin(dim=1)
         to_chosen[[7, 20, 3, *expected]] = -1
         expected.append(int(to_chosen.argmax()))
-    assert farthest_points(rows, 10, seed=0, known=known) == expected
+    assert farthest_points(pool_of(rows, **known), 10, seed=0) == expected
 
 
 def test_coreset_covers_within_twice_the_smallest_possible_radius():
@@ -54,12 +52,12 @@ def test_coreset_covers_within_twice_the_smallest_possible_radius():
     distance = torch.cdist(rows, rows)
     best = min(distance[:, centres].amin(dim=1).max() for centres in combinations(range(14), 4))
     for seed in range(5):
-        assert distance[:, farthest_points(rows, 4, seed)].amin(dim=1).max() <= 2 * best
+        assert distance[:, farthest_points(pool_of(rows), 4, seed)].amin(dim=1).max() <= 2 * best
 
 
 def test_herding_brings_the_mean_of_the_chosen_nearest_to_that_of_the_pool():
     pool = unit(80, 6)
-    known = KnownSamples(labeled=(1, 2), excluded=(5,))
+    known = {"labeled": (1, 2), "excluded": (5,)}
     chosen = [1, 2]
     for _ in range(12):
         distances = [
@@ -67,7 +65,7 @@ def test_herding_brings_the_mean_of_the_chosen_nearest_to_that_of_the_pool():
             for other in range(80)
         ]
         chosen.append(int(torch.tensor(distances).argmin()))
-    assert herding_samples(pool, 12, known) == chosen[2:]
+    assert herding_samples(pool_of(pool, **known), 12, seed=0) == chosen[2:]
 
 
 def test_kmeans_takes_the_sample_nearest_to_the_mean_of_each_cluster():
@@ -76,13 +74,13 @@ def test_kmeans_takes_the_sample_nearest_to_the_mean_of_each_cluster():
         int(members[(pool[members] - pool[members].mean(dim=0)).norm(dim=1).argmin()])
         for members in ((cluster == c).nonzero().squeeze(1) for c in range(3))
     ]
-    assert sorted(kmeans_samples(pool, 3, 0, NOTHING)) == nearest
+    assert sorted(kmeans_samples(pool_of(pool), 3, 0)) == nearest
 
 
 def test_kmeans_leaves_clusters_with_labelled_samples_to_them():
     pool, cluster = planted_clusters(30, 20, 10, 5)
     labeled = int((cluster == 0).nonzero()[0])
-    chosen = kmeans_samples(pool, 3, 0, KnownSamples(labeled=(labeled,)))
+    chosen = kmeans_samples(pool_of(pool, labeled=(labeled,)), 3, 0)
     assert sorted(cluster[chosen].tolist()) == [1, 2, 3]
 
 
@@ -102,7 +100,7 @@ def test_typicality_is_the_inverse_mean_distance_to_half_of_a_small_cluster():
 def test_typiclust_takes_the_most_typical_of_the_largest_clusters_without_labels_first():
     pool, cluster = planted_clusters(40, 30, 20, 10)
     labeled = int((cluster == 1).nonzero()[0])
-    chosen = typiclust_samples(pool, 3, 0, KnownSamples(labeled=(labeled,)))
+    chosen = typiclust_samples(pool_of(pool, labeled=(labeled,)), 3, 0)
     assert cluster[chosen].tolist() == [0, 2, 3]
     for sample in chosen:
         members = (cluster == cluster[sample]).nonzero().squeeze(1)
@@ -112,13 +110,13 @@ def test_typiclust_takes_the_most_typical_of_the_largest_clusters_without_labels
 def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypatch):
     monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 2)
     pool, cluster = planted_clusters(12, 8)
-    assert cluster[typiclust_samples(pool, 6, 0, NOTHING)].tolist() == [0, 1, 0, 1, 0, 1]
+    assert cluster[typiclust_samples(pool_of(pool), 6, 0)].tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_typiclust_takes_of_tiny_clusters_last():
     pool, cluster = planted_clusters(30, 20, 3)
     labeled = tuple(int((cluster == c).nonzero()[0]) for c in (0, 1))  # only the tiny cluster has no label yet
-    chosen = typiclust_samples(pool, 1, 0, KnownSamples(labeled=labeled))
+    chosen = typiclust_samples(pool_of(pool, labeled=labeled), 1, 0)
     assert cluster[chosen].tolist() == [0]
 
 
@@ -126,7 +124,7 @@ def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
     monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 3)
     pool, cluster = planted_clusters(20, 12, 8)
     all_but_one = tuple((cluster == 0).nonzero().squeeze(1).tolist()[1:])
-    chosen = typiclust_samples(pool, 5, 0, KnownSamples(excluded=all_but_one))
+    chosen = typiclust_samples(pool_of(pool, excluded=all_but_one), 5, 0)
     assert cluster[chosen].tolist() == [0, 1, 2, 1, 2]
 
 
@@ -143,12 +141,12 @@ def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkey
         gain[[9, 4, *expected]] = -1
         expected.append(int(gain.argmax()))
         left &= ~inside[expected[-1]]
-    assert probcover_samples(pool, 12, 0.5, 0, KnownSamples(labeled=(9,), excluded=(4,))) == expected
+    assert probcover_samples(pool_of(pool, labeled=(9,), excluded=(4,)), 12, 0, radius=0.5) == expected
 
 
 def test_probcover_draws_the_rest_at_random_when_all_is_covered():
     pool, cluster = planted_clusters(10, 10)
-    some, others = (probcover_samples(pool, 8, 0.5, seed, NOTHING) for seed in (0, 1))
+    some, others = (probcover_samples(pool_of(pool), 8, seed, radius=0.5) for seed in (0, 1))
     assert sorted(cluster[some[:2]].tolist()) == [0, 1]
     assert some[:2] == others[:2] and some[2:] != others[2:]
     assert len(set(some)) == 8
@@ -184,7 +182,7 @@ def test_coreset_sees_the_features_as_extracted_and_fds_their_directions(feature
     np.save(feature_path, table)
     assert 33 in choose(feature_path, "--method", "coreset", "--percent", 2)
     assert choose(feature_path, "--method", "fds", "--percent", 2) == sorted(
-        farthest_points(F.normalize(torch.from_numpy(table[:, :-1]), dim=1), 3, seed=0)
+        farthest_points(pool_of(F.normalize(torch.from_numpy(table[:, :-1]), dim=1)), 3, seed=0)
     )
 
 
@@ -207,7 +205,7 @@ def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature
     ("options", "message"),
     [
         (["--method", "best"], "--method"),
-        (["--method", "kmeans", "--delta", 0.5], "--delta is of probcover"),
+        (["--method", "kmeans", "--delta", 0.5], "--delta only applies to --method probcover"),
         (["--method", "probcover", "--delta", 3], "--delta"),
         (["--method", "probcover", "--delta", 0.5, "--num_classes", 4], "leave one of them out"),
         (["--method", "probcover", "--num_classes", 151], "--num_classes 151 is more than the 150 samples"),

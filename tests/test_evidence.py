@@ -9,6 +9,7 @@ import torch
 
 from common.errors import InputError
 from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.pool import Candidates
 from data_selection.evidence import projection
 from data_selection.evidence.accuracy import LabelledRows, accuracies
 from data_selection.evidence.gallery import nearest_represented
@@ -117,7 +118,7 @@ def test_emd_that_is_not_solved_to_the_end_is_an_error(monkeypatch):
 def test_the_pool_sample_of_a_seed_is_not_the_random_subset_of_that_seed():
     sample = random_part(10_000, 1000, seed=0)
     assert len(set(sample)) == 1000 and (np.diff(sample) > 0).all()
-    assert len(set(sample) & set(random_samples(10_000, 1000, 0))) < 200  # 100 expected of independent ones
+    assert len(set(sample) & set(random_samples(Candidates(10_000), 1000, 0))) < 200  # 100 expected of independent ones
 
 
 def test_class_balance():

@@ -12,10 +12,9 @@ from conftest import mixture
 
 from common.errors import InputError
 from common.feature_file import write_image_paths
-from data_selection.activeft import select
+from data_selection.activeft import reference, select
 from data_selection.activeft.initialisation import random_samples
-from data_selection.activeft.known_samples import KnownSamples
-from data_selection.activeft.reference import dense_loss
+from data_selection.activeft.pool import Candidates
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline
 
 METHODS = ("activeft", *baseline.METHODS)
@@ -65,11 +64,11 @@ def test_nested_budgets_contain_each_other(method, feature_path):
 def test_labelled_samples_are_fixed_prototypes_of_the_objective():
     features = F.normalize(torch.randn(300, 10, generator=torch.Generator().manual_seed(0)), dim=1)
     labeled = [5, 80, 200, 201]
-    theta = features[random_samples(300, 12, 0, KnownSamples(tuple(labeled)))].clone().requires_grad_()
+    theta = features[random_samples(Candidates(300, tuple(labeled)), 12, 0)].clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=0.001)
     losses = []
     for _ in range(30):
-        loss = dense_loss(features, torch.cat([theta, features[labeled]]), tau=0.07, balance=1.0)
+        loss = reference.loss(features, torch.cat([theta, features[labeled]]), tau=0.07, balance=1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -89,8 +88,8 @@ def test_activeft_stays_away_from_a_labelled_cluster():
 
 
 def test_a_random_draw_beside_labelled_samples_is_not_a_shift_of_the_first():
-    first = random_samples(10_000, 100, seed=0)
-    second = random_samples(10_000, 100, seed=0, known=KnownSamples(labeled=tuple(first[:5])))
+    first = random_samples(Candidates(10_000), 100, seed=0)
+    second = random_samples(Candidates(10_000, labeled=tuple(first[:5])), 100, seed=0)
     assert sum(abs(a - b) <= 5 for a, b in zip(first, second, strict=True)) < 5  # by chance none
 
 
@@ -132,7 +131,7 @@ def test_observers_see_the_prototypes_before_the_first_step_and_after_each(featu
     features = np.load(feature_path)[:, :-1]
     result = select(features, 5, max_iter=3, device="cpu", observe=lambda step, rows: seen.append((step, rows.clone())))
     assert [step for step, _ in seen] == [0, 1, 2, 3]
-    start = F.normalize(torch.from_numpy(features[random_samples(200, 5, 0)]), dim=1)
+    start = F.normalize(torch.from_numpy(features[random_samples(Candidates(200), 5, 0)]), dim=1)
     assert torch.allclose(seen[0][1], start, atol=1e-6)
     assert torch.equal(seen[-1][1], result.prototypes) and not torch.allclose(seen[1][1], seen[0][1], atol=1e-6)
 

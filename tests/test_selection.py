@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, mixture
+import torch.nn.functional as F
+from conftest import ROOT, mixture, pool_of
 
 from common.errors import InputError
 from common.processes import Processes
-from data_selection.activeft import select
-from data_selection.activeft.reference import dense_select
-from data_selection.activeft.selection import drawn_rows
-from data_selection.activeft.sharding import Sharding
+from data_selection.activeft import reference, select, selection
+from data_selection.activeft.settings import Settings
 from data_selection.sample_tools.subset_command import budget_of
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())
@@ -88,7 +87,7 @@ def test_two_processes_choose_every_golden_subset_and_what_one_does_with_batches
         import sys
         from contextlib import nullcontext
         sys.path.insert(0, {str(ROOT)!r})
-        from data_selection.sample_tools import ActiveFT_CIFAR, ActiveFT_ImageNet, selection_options as command
+        from data_selection.sample_tools import ActiveFT_CIFAR, ActiveFT_ImageNet, ActiveFT_options as command
         with command.launched("cpu") as processes:  # they meet once, for all runs
             command.launched = lambda device: nullcontext(processes)
             for script, options in {arguments!r}:
@@ -116,20 +115,51 @@ def test_a_pool_smaller_than_the_number_of_processes_is_an_error():
 
 
 def test_processes_hold_the_drawn_rows_between_them():
-    parts = [drawn_rows(np.random.default_rng(0), 50, Sharding(1003, rank, 4)) for rank in range(4)]
-    starts = [Sharding(1003, rank, 4).rows.start for rank in range(4)]
-    together = torch.cat([part + start for part, start in zip(parts, starts, strict=True)])
-    assert torch.equal(together, drawn_rows(np.random.default_rng(0), 50, Sharding(1003)))
-    assert len(together.unique()) == 50
+    def drawn(part: slice) -> np.ndarray:
+        return Settings(batch_size=50).batches(1003).draw(part) + part.start
+
+    parts = [drawn(Processes(rank=rank, size=4).part(1003)) for rank in range(4)]
+    assert np.array_equal(np.concatenate(parts), drawn(slice(0, 1003)))
+    assert len(np.unique(np.concatenate(parts))) == 50
 
 
 def test_a_larger_pool_gives_the_loss_of_the_dense_reference():
     features = torch.from_numpy(np.random.RandomState(1).randn(2000, 24).astype(np.float32))
-    indices, losses = dense_select(features, 150, max_iter=40)  # more than FEW_PROTOTYPES: bounds and screening
+    pool = pool_of(F.normalize(features, dim=1))
+    dense = reference.optimise(pool, 150, Settings(max_iter=40))  # more than FEW_PROTOTYPES: bounds and screening
     ours = select(features, 150, max_iter=40, device="cpu")
-    assert ours.losses == pytest.approx(losses, rel=1e-5)
-    assert len(set(ours.indices) & set(indices)) >= 0.98 * 150
+    assert ours.losses == pytest.approx(dense.losses, rel=1e-5)
+    assert len(set(ours.indices) & set(dense.indices)) >= 0.98 * 150
     assert ours.indices == sorted(set(ours.indices))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheduler": "cosine", "lr": 0.003},
+        {"init": "fps", "distance": "cosine", "temperature": 0.2},
+        {"batch_size": 300, "seed": 4},
+        {"balance": 0.0},
+    ],
+)
+def test_every_setting_does_to_the_fast_form_what_it_does_to_the_reference(settings):
+    pool = pool_of(F.normalize(torch.from_numpy(golden_pool()[:, :-1]), dim=1), labeled=(3, 500), excluded=(7,))
+    ours, dense = (form.optimise(pool, 140, Settings(max_iter=25, **settings)) for form in (selection, reference))
+    assert ours.losses == pytest.approx(dense.losses, rel=1e-5)
+    assert ours.indices == dense.indices and not {3, 500, 7} & set(ours.indices)
+
+
+def test_the_reference_option_chooses_the_published_subset(feature_path):
+    case = GOLDEN[0]
+    options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--reference"]
+    assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]
+
+
+def test_the_reference_refuses_a_pool_whose_similarities_would_not_fit(feature_path, monkeypatch):
+    monkeypatch.setattr(reference, "MOST_SIMILARITIES", 1000 * 20 - 1)
+    with pytest.raises(InputError, match="all 1000 x 20 similarities.*leave --reference out"):
+        run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, "--reference")
+    assert not list(feature_path.parent.glob("*.json"))
 
 
 def test_slice_and_float16_features_change_only_rounding(feature_path):

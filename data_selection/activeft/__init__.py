@@ -1,9 +1,14 @@
 """The method: choose the images whose labels are worth most, by optimising prototypes in a feature space.
 
-from data_selection.activeft import select
-chosen = select(features, budget=500).indices
+reference.py is the method as the paper states it; read it first, and change it first. The other files do the same fast
+and in bounded memory: objective.py (loss and gradient), assignment.py (the nearest prototypes), matching.py (from
+prototypes back to images), selection.py (the loop).
+
+    from data_selection.activeft import select
+    chosen = select(features, budget=500).indices
 """
 
-from data_selection.activeft.selection import Selection, select
+from data_selection.activeft.selection import select
+from data_selection.activeft.settings import Selection
 
 __all__ = ["Selection", "select"]

@@ -16,15 +16,13 @@ The similarities of the candidates, which decide, are always float32. The few sa
 after screening (several prototypes as near as bfloat16 can tell) are compared with all prototypes in float32.
 """
 
-import time
 import warnings
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_selection.activeft.top import top_of_groups
+from data_selection.activeft.matching import top_of_groups
 
 CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its cache
 GPU_CHUNK_ELEMENTS = 1 << 26
@@ -35,18 +33,42 @@ BELOW_ANY_COSINE = -2.0
 ROW_STEP = 256
 
 
+def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """a_i (n,) and f_i . c_{a_i} (n,) from all similarities in float32, a chunk of rows at a time."""
+    elements = CHUNK_ELEMENTS if features.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    chunk = chunk or max(64, elements // len(centres))
+    best = [(rows @ centres.T).max(dim=1) for rows in features.split(chunk)]  # (chunk, d) x (d, k) -> (chunk, k)
+    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+
+
 class NearestPrototypes:
     """Finds the nearest prototype of every sample, call after call, for prototypes that move a little between calls.
 
     Args:
         features: unit rows (n, d), float32.
+        k: the number of prototypes.
         chunk: rows per matrix product; it bounds memory and never changes the result.
-        screening: precision in which samples are screened; None is the faster of float32 and bfloat16.
+        screening: precision in which samples are screened; None is what this processor multiplies fastest.
     """
 
-    def __init__(self, features: Tensor, chunk: int | None = None, screening: torch.dtype | None = None):
-        self.features, self.chunk, self.screening = features, chunk, screening
-        self.centres: Tensor | None = None  # of the last call
+    def __init__(self, features: Tensor, k: int, chunk: int | None = None, screening: torch.dtype | None = None):
+        n = len(features)
+        self.features, self.chunk, self.k = features, chunk, k
+        self.plain = features.device.type != "cpu" or k <= FEW_PROTOTYPES
+        if self.plain:
+            return
+        self.screening = screening or screening_dtype()
+        self.group_size = round_up(max(-(-k // MOST_GROUPS), int(k**0.5)), 16)  # sizes that vector instructions like
+        groups = -(-k // self.group_size)
+        self.order = torch.arange(k)  # of the prototypes; each group_size of them are a group
+        self.centres = self.centres_at_grouping = features.new_zeros(k, features.shape[1])  # of the last call
+        self.candidates = torch.zeros(n, CANDIDATES, dtype=torch.int32)
+        self.bounds = torch.full((n, groups), torch.inf)  # on similarity - travelled
+        self.travelled = torch.zeros(groups)  # the sum over calls of the longest step in each group
+        self.screened_since_grouping = 0
+        self.rounding_of_features = torch.cat(
+            [(rows - rows.to(self.screening)).norm(dim=1) for rows in features.split(self._rows_at_a_time())]
+        )  # (n,)
 
     def __call__(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """The argmax over prototypes of f_i . c_j.
@@ -56,10 +78,8 @@ class NearestPrototypes:
         Returns:
             a_i (n,), int64, and f_i . c_{a_i} (n,).
         """
-        if centres.device.type != "cpu" or len(centres) <= FEW_PROTOTYPES:
+        if self.plain:
             return nearest_of_all(self.features, centres, self.chunk)
-        if self.centres is None or self.centres.shape != centres.shape:
-            self._begin(centres)
         self._follow(centres)
         nearest, similarity, settled = self._nearest_candidate(slice(None))
         unsettled = (~settled).nonzero().squeeze(1)
@@ -73,21 +93,6 @@ class NearestPrototypes:
         for rows in whole_steps(unsettled).split(self._rows_at_a_time()):
             nearest[rows], similarity[rows] = self._screen(rows)
         return nearest, similarity
-
-    def _begin(self, centres: Tensor) -> None:
-        n, k = len(self.features), len(centres)
-        self.screening = self.screening or fastest_screening_dtype()
-        self.group_size = round_up(max(-(-k // MOST_GROUPS), int(k**0.5)), 16)  # sizes that vector instructions like
-        groups = -(-k // self.group_size)
-        self.order = torch.arange(k)  # of the prototypes; each group_size of them are a group
-        self.centres = self.centres_at_grouping = centres
-        self.candidates = torch.zeros(n, CANDIDATES, dtype=torch.int32)
-        self.bounds = torch.full((n, groups), torch.inf)  # on similarity - travelled
-        self.travelled = torch.zeros(groups)  # the sum over calls of the longest step in each group
-        self.screened_since_grouping = 0
-        self.rounding_of_features = torch.cat(
-            [(rows - rows.to(self.screening)).norm(dim=1) for rows in self.features.split(self._rows_at_a_time())]
-        )  # (n,)
 
     def _follow(self, centres: Tensor) -> None:
         """The prototypes moved: by at most so much the similarities of each group grew."""
@@ -158,14 +163,6 @@ def whole_steps(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows[-1:].expand(-len(rows) % ROW_STEP)])
 
 
-def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """a_i (n,) and f_i . c_{a_i} (n,) from all similarities in float32, a chunk of rows at a time."""
-    elements = CHUNK_ELEMENTS if features.device.type == "cpu" else GPU_CHUNK_ELEMENTS
-    chunk = chunk or max(64, elements // len(centres))
-    best = [(rows @ centres.T).max(dim=1) for rows in features.split(chunk)]  # (chunk, d) x (d, k) -> (chunk, k)
-    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
-
-
 def listed_similarities(features: Tensor, centres: Tensor, listed: Tensor) -> Tensor:
     """f_i . c_j for the few prototypes j listed for each sample i.
 
@@ -183,17 +180,7 @@ def listed_similarities(features: Tensor, centres: Tensor, listed: Tensor) -> Te
         return torch.sparse.sampled_addmm(wanted, features, centres.T, beta=0.0).values().view(n, m)
 
 
-@cache
-def fastest_screening_dtype() -> torch.dtype:
-    """bfloat16 if this processor multiplies bfloat16 matrices clearly faster than float32 ones, else float32."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        rows, columns = torch.ones(1024, 256, dtype=dtype), torch.ones(512, 256, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            F.linear(rows, columns)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return torch.bfloat16 if 1.5 * seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
+def screening_dtype() -> torch.dtype:
+    """bfloat16 where the processor has instructions that multiply it, else float32: the same on every run."""
+    capable = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16")]
+    return torch.bfloat16 if any(capable) else torch.float32

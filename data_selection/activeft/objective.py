@@ -18,25 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_selection.activeft.sharding import Sharding
+from common.processes import Processes
+from data_selection.activeft.pool import chunks
 
 CHUNK_ELEMENTS = 1 << 22  # similarities held at once
 
 
-def log_repulsion(centres: Tensor, tau: float, sharding: Sharding | None = None) -> tuple[Tensor, Tensor]:
+def log_repulsion(centres: Tensor, tau: float, processes: Processes | None = None) -> tuple[Tensor, Tensor]:
     """log S_j (k,), and what j is pushed away from, sum_l p_lj c_l with p the softmax of c c^T / tau over l (k, d).
 
     The latter is tau * d log S_j / d c_j. Several processes divide the j among them.
     """
-    k = len(centres)
-    sharding = sharding or Sharding(k)
+    processes, k = processes or Processes(), len(centres)
     log_s, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
-    mine = sharding.part(k)
-    chunk = max(1, CHUNK_ELEMENTS // k)
-    for start in range(mine.start, mine.stop, chunk):
-        j = slice(start, min(start + chunk, mine.stop))
+    mine = processes.part(k)
+    for piece in chunks(mine.stop - mine.start, max(1, CHUNK_ELEMENTS // k)):
+        j = slice(mine.start + piece.start, mine.start + piece.stop)
         log_s[j], pushed_from[j] = repulsion_of(centres[j], centres, tau)
-    sharding.sum(log_s, pushed_from)
+    processes.sum(log_s, pushed_from)
     return log_s, pushed_from
 
 
@@ -55,7 +54,7 @@ def loss_and_gradient(
     centres: Tensor,
     tau: float,
     balance: float,
-    sharding: Sharding | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """J and dJ/dc in closed form; the argmax makes the gradient a sum over each prototype's own samples.
 
@@ -71,8 +70,8 @@ def loss_and_gradient(
     Returns:
         J (scalar) and dJ/dc (k, d), the same in all processes.
     """
-    sharding = sharding or Sharding(len(features))
-    log_s, pushed_from = log_repulsion(centres, tau, sharding)
+    processes = processes or Processes()
+    log_s, pushed_from = log_repulsion(centres, tau, processes)
     margin = (math.log(balance) if balance else -math.inf) + log_s[nearest] - similarity / tau  # (n,)
     loss = F.softplus(margin).sum()
     weight = margin.sigmoid()  # (n,)
@@ -80,7 +79,7 @@ def loss_and_gradient(
     attraction = weighted_sums(features, weight, nearest, len(centres))  # (k, d)
     total_weight = torch.zeros_like(log_s).index_add_(0, nearest, weight)  # (k,)
     n = torch.full_like(loss, len(features))
-    sharding.sum(loss, n, attraction, total_weight)
+    processes.sum(loss, n, attraction, total_weight)
     return loss / n, (total_weight[:, None] * pushed_from - attraction) / (n * tau)
 
 

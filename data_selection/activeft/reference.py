@@ -1,69 +1,68 @@
-"""The formulas of ActiveFT written out naively: all n x k similarities, autograd, whole rows sorted.
+"""ActiveFT as the paper states it, in plain autograd: the method. Change it here first, then make it fast.
 
-What the fast implementation is compared with, in the tests and in benchmarks/selection.py. It computes what the
-published code computes, in its steps and at its cost; in float64 it is the yardstick for rounding.
+It computes what the published code computes, at its cost: all n x k similarities exist at once, so it is for small
+pools. selection.py takes the same steps, fast; the tests hold it against this file. To try another loss, change `loss`
+and run the selection scripts with --reference.
 """
 
-import random
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import InputError
+from data_selection.activeft.initialisation import starting_samples
+from data_selection.activeft.pool import Pool
+from data_selection.activeft.settings import Selection, Settings
 
-def dense_loss(features: Tensor, theta: Tensor, tau: float, balance: float) -> Tensor:
-    """J for unit features (n, d) and prototypes of any norm (k, d). Overflows for small tau, as the published code."""
-    centres = torch.nn.functional.normalize(theta, dim=1)
-    attraction = (features @ centres.T / tau).exp().max(dim=1)  # (n, k) -> (n,)
-    repulsion = (centres @ centres.detach().T / tau).exp().sum(dim=1)  # (k, k) -> (k,)
-    s_nearest = repulsion[attraction.indices]  # (n,)
-    return -(attraction.values / (attraction.values + balance * s_nearest)).log().mean()
+MOST_SIMILARITIES = 1 << 29  # n k; with their gradient they take 6 GB
 
 
-def dense_match(features: Tensor, centres: Tensor) -> list[int]:
-    """For each prototype in order, the most similar sample that none before it took, from fully sorted rows."""
-    ranked = (centres @ features.T).argsort(dim=1, descending=True, stable=True)  # (k, n)
+def loss(features: Tensor, theta: Tensor, tau: float, balance: float) -> Tensor:
+    """J (paper, eq. 5 to 7, in the form of the published code) of unit features (n, d) and prototypes (k, d).
+
+    (departure) In log space: exp(1 / tau) overflows float32 below tau = 0.0113.
+    """
+    c = F.normalize(theta, dim=1)
+    s, a = (features @ c.T / tau).max(dim=1)  # (n, d) x (d, k) -> (n, k) -> (n,): the nearest prototype of each sample
+    log_s = (c @ c.detach().T / tau).logsumexp(dim=1)  # (k, d) x (d, k) -> (k, k) -> (k,): log S_j, with l = j in it
+    log_balance = math.log(balance) if balance else -math.inf
+    return F.softplus(log_balance + log_s[a] - s).mean()  # -log( exp(s_i) / (exp(s_i) + lambda S_{a_i}) )
+
+
+def match(features: Tensor, centres: Tensor, closed: Tensor) -> list[int]:
+    """For each prototype in order, the most similar sample that is not `closed` (n,) and that none before it took."""
+    free = centres @ features.T  # (k, d) x (d, n) -> (k, n)
+    free[:, closed] = -torch.inf
     chosen: list[int] = []
-    taken = set()
-    for row in ranked:
-        for index in row:
-            if int(index) not in taken:
-                taken.add(int(index))
-                chosen.append(int(index))
-                break
+    for similarity in free:
+        similarity[chosen] = -torch.inf
+        chosen.append(int(similarity.argmax()))
     return chosen
 
 
-def dense_farthest_points(features: Tensor, k: int, seed: int, distance: str) -> list[int]:
-    """Farthest point sampling with every difference materialised."""
-    chosen = random.Random(seed).sample(range(len(features)), 1)
-    to_chosen = torch.full((len(features),), torch.inf, dtype=features.dtype)
-    while len(chosen) < k:
-        newest = features[chosen[-1]]
-        to_newest = (features - newest).norm(dim=1) if distance == "euclidean" else 1 - (features * newest).sum(dim=1)
-        to_chosen = torch.minimum(to_chosen, to_newest)
-        to_chosen[chosen] = -torch.inf
-        chosen.append(int(to_chosen.argmax()))
-    return chosen
-
-
-def dense_select(
-    features: Tensor,
-    k: int,
-    seed: int = 0,
-    tau: float = 0.07,
-    balance: float = 1.0,
-    lr: float = 0.001,
-    max_iter: int = 300,
-) -> tuple[list[int], list[float]]:
-    """The whole selection from random samples. Returns: the chosen indices, ascending, and J at every iteration."""
-    features = torch.nn.functional.normalize(features, dim=1)
-    theta = features[random.Random(seed).sample(range(len(features)), k)].clone().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=lr)
-    losses = []
-    for _ in range(max_iter):
-        loss = dense_loss(features, theta, tau, balance)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return sorted(dense_match(features, torch.nn.functional.normalize(theta.detach(), dim=1))), losses
+def optimise(pool: Pool, budget: int, settings: Settings) -> Selection:
+    """Choose `budget` samples. Raises InputError for a pool whose similarities would take too much memory."""
+    n, k = pool.n, budget + len(pool.candidates.labeled)
+    if n * k > MOST_SIMILARITIES or pool.processes.size > 1:
+        raise InputError(
+            f"the reference holds all {n} x {k} similarities, in one process, and takes at most {MOST_SIMILARITIES}: "
+            "leave --reference out"
+        )
+    theta = pool.rows_of(starting_samples(pool, budget, settings)).requires_grad_()  # (k, d)
+    labeled = pool.rows_of(pool.candidates.labeled)  # (m, d): prototypes that never move
+    optimiser = torch.optim.Adam([theta], lr=settings.lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_iter, eta_min=settings.MIN_LR)
+    batches, losses = settings.batches(n), []
+    for _ in range(settings.max_iter):
+        batch = pool.rows if batches is None else pool.rows[batches.draw(slice(0, n))]
+        objective = loss(batch, torch.cat([theta, labeled]), settings.temperature, settings.balance)
+        optimiser.zero_grad()
+        objective.backward()
+        optimiser.step()
+        if settings.scheduler == "cosine":
+            cosine.step()
+        losses.append(objective.item())
+    prototypes = F.normalize(theta.detach(), dim=1)
+    return Selection(sorted(match(pool.rows, prototypes, pool.closed())), losses, prototypes)

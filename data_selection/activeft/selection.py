@@ -1,175 +1,125 @@
 """The optimisation: prototypes that cover the pool (attraction) and differ from each other (repulsion)."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import InputError
 from common.processes import Processes, pick_device
 from data_selection.activeft.assignment import NearestPrototypes
-from data_selection.activeft.estimate import in_words, memory_bytes, seconds_at_most
-from data_selection.activeft.initialisation import farthest_points, random_samples, rows_of_pool
-from data_selection.activeft.known_samples import KnownSamples
+from data_selection.activeft.initialisation import starting_samples
 from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.objective import gradient_through_normalisation, loss_and_gradient
-from data_selection.activeft.sharding import Sharding
+from data_selection.activeft.pool import Candidates, Pool, read_pool
+from data_selection.activeft.settings import Selection, Settings
 
-ROWS_AT_A_TIME = 8192
-COSINE_MIN_LR = 1e-6
+Observer = Callable[[int, Tensor], None]
 
-
-@dataclass(frozen=True)
-class Selection:
-    """indices: k distinct pool samples, ascending. prototypes: unit rows (k, d). losses: J at every iteration."""
-
-    indices: list[int]
-    prototypes: Tensor
-    losses: list[float]
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+COPIES_OF_PROTOTYPES = 10  # theta, its gradient, two moments, c, what is attracted and repelled, and temporaries
+BYTES_PER_SAMPLE = 600  # bounds, shortlist and its similarities, order
+WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
 
 
 def select(
     features: np.ndarray | Tensor,
     budget: int,
     *,
-    temperature: float = 0.07,
-    balance: float = 1.0,
-    lr: float = 0.001,
-    max_iter: int = 300,
-    init: str = "random",
-    distance: str = "euclidean",
-    scheduler: str = "none",
-    batch_size: int | None = None,
-    chunk: int | None = None,
-    seed: int = 0,
     labeled: Sequence[int] = (),
     excluded: Sequence[int] = (),
     device: str = "auto",
     processes: Processes | None = None,
     progress: bool = False,
-    observe: Callable[[int, Tensor], None] | None = None,
+    observe: Observer | None = None,
+    **settings: object,
 ) -> Selection:
     """Choose `budget` samples of a pool to label (ActiveFT, algorithm 1).
 
     Args:
         features: pool features (n, d), of any norm; a memory-mapped array is read a block at a time.
         budget: k, the number of samples to choose.
-        temperature, balance: tau and lambda of the objective.
-        lr, max_iter, scheduler: Adam, for so many iterations, with a constant (none) or cosine learning rate.
-        init, distance: prototypes start from random samples, or from farthest points (fps) by this distance.
-        batch_size: pool samples drawn without replacement for each iteration; None, or n and more, is the whole pool.
-        chunk: rows per matrix product, to bound memory; it does not change the result.
-        seed: of the initial samples and of the batches.
         labeled: pool samples that have labels already. They are fixed prototypes: they attract samples and repel the
             other prototypes, never move, and are not among the chosen.
         excluded: pool samples that must not be chosen. They still are part of the pool to cover.
         processes: this process among those that share the work, each with its own rows of the pool; every one of them
             calls this function and gets the same result. None is this process alone, on `device`.
-        progress: say what it will cost, and show a bar with the loss.
+        progress: show a bar with the loss.
         observe: called with the number of steps made, from 0 to max_iter, and the unit prototypes (k, d) after them.
+        settings: fields of `Settings`, such as seed=1 or temperature=0.1.
     Raises:
         InputError: a budget that does not fit the pool, indices outside it, or a row that is zero or not finite.
     """
-    processes = processes or Processes(pick_device(device))
-    sharding = Sharding(len(features), processes.rank, processes.size)
-    n = sharding.n
-    if n < sharding.world_size:
-        raise InputError(f"{sharding.world_size} processes cannot share a pool of {n} samples: start fewer")
-    known = KnownSamples(tuple(labeled), tuple(excluded))
-    known.check(n, budget)
-    whole_pool = batch_size is None or batch_size >= n
-    batch_rows = len(range(n)[sharding.rows]) if whole_pool else -(-batch_size // sharding.world_size)
-    if progress and processes.is_main:
-        needed = memory_bytes(len(range(n)[sharding.rows]), batch_rows, features.shape[-1], budget + len(labeled))
-        print(
-            f"{n} x {features.shape[-1]} features, {budget} to choose: about {needed / 1e9:.2f} GB of memory",
-            flush=True,
-        )
-    pool = sharding.together(lambda: unit_rows(features, processes.device, sharding.rows))  # (n, d), or a part of it
-    if init == "random":
-        start = random_samples(n, budget, seed, known)
-    else:
-        start = farthest_points(pool, budget, seed, distance, sharding, known)
-    theta = rows_of_pool(pool, start, sharding).requires_grad_()  # (k, d)
-    fixed = rows_of_pool(pool, list(labeled), sharding)  # (m, d)
-    optimizer = torch.optim.Adam([theta], lr=lr)
-    schedule = None
-    if scheduler == "cosine":
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=COSINE_MIN_LR)
-    draws = np.random.default_rng(seed)  # all processes draw the same
-    batch, nearest_prototypes = pool, NearestPrototypes(pool, chunk)
+    candidates = Candidates(len(features), tuple(labeled), tuple(excluded))
+    candidates.check(budget)
+    pool = read_pool(features, candidates, processes or Processes(pick_device(device)))
+    return optimise(pool, budget, Settings(**settings), progress, observe)
 
-    if progress and processes.is_main:
-        each, total = seconds_at_most(
-            pool, torch.cat([theta.detach(), fixed]), temperature, batch_rows, max_iter, sharding.world_size
-        )
-        print(f"at most {in_words(total)} on {pool.device}, {in_words(each)} an iteration", flush=True)
 
-    losses = torch.zeros(max_iter, device=pool.device)
-    bar = tqdm(range(max_iter), desc="optimising prototypes", unit="it", disable=not (progress and processes.is_main))
+def optimise(
+    pool: Pool, budget: int, settings: Settings, progress: bool = False, observe: Observer | None = None
+) -> Selection:
+    """The same for a pool that is read already: what reference.py does, in bounded memory."""
+    processes, tau = pool.processes, settings.temperature
+    part, k = processes.part(pool.n), budget + len(pool.candidates.labeled)
+    theta = pool.rows_of(starting_samples(pool, budget, settings))  # (k, d)
+    labeled = pool.rows_of(pool.candidates.labeled)  # (m, d)
+    batches, batch, nearest_prototypes = settings.batches(pool.n), pool.rows, None
+    adam = Adam(theta)
+    losses = torch.zeros(settings.max_iter, device=theta.device)
+    shown = progress and processes.is_main
+    bar = tqdm(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
     for iteration in bar:
-        if not whole_pool:
-            batch = pool[drawn_rows(draws, batch_size, sharding).to(pool.device)]
-            nearest_prototypes = NearestPrototypes(batch, chunk)
-        norms = theta.detach().norm(dim=1, keepdim=True)
-        moving = theta.detach() / norms  # (k, d)
+        if batches is not None:
+            batch = pool.rows[torch.from_numpy(batches.draw(part)).to(theta.device)]
+        if batches is not None or nearest_prototypes is None:
+            nearest_prototypes = NearestPrototypes(batch, k, settings.chunk)
+        norms = theta.norm(dim=1, keepdim=True)
+        moving = theta / norms  # (k, d)
         if observe:
             observe(iteration, moving)
-        centres = torch.cat([moving, fixed])  # (k + m, d)
+        centres = torch.cat([moving, labeled])  # (k + m, d)
         nearest, similarity = nearest_prototypes(centres)
         losses[iteration], gradient = loss_and_gradient(
-            batch, nearest, similarity, centres, temperature, balance, sharding
+            batch, nearest, similarity, centres, tau, settings.balance, processes
         )
-        theta.grad = gradient_through_normalisation(gradient[:budget], moving, norms)
-        optimizer.step()
-        if schedule:
-            schedule.step()
-        if progress and (iteration % 10 == 0 or iteration == max_iter - 1):
+        adam.step(gradient_through_normalisation(gradient[:budget], moving, norms), lr_at(iteration, settings))
+        if shown and (iteration % 10 == 0 or iteration == settings.max_iter - 1):
             bar.set_postfix(loss=f"{losses[iteration]:.4f}")
-    prototypes = torch.nn.functional.normalize(theta.detach(), dim=1)
+    prototypes = F.normalize(theta, dim=1)
     if observe:
-        observe(max_iter, prototypes)
-    chosen = match_prototypes(pool, prototypes, sharding, closed=known.closed(n, pool.device))
-    return Selection(sorted(chosen), prototypes, losses.tolist())
+        observe(settings.max_iter, prototypes)
+    return Selection(sorted(match_prototypes(pool, prototypes)), losses.tolist(), prototypes)
 
 
-def drawn_rows(draws: np.random.Generator, batch_size: int, sharding: Sharding) -> Tensor:
-    """Draw a batch of the pool without replacement. Returns: those of its rows that this process holds, ascending."""
-    drawn = np.sort(draws.choice(sharding.n, batch_size, replace=False, shuffle=False))
-    first, last = np.searchsorted(drawn, (sharding.rows.start, sharding.rows.stop))
-    return torch.from_numpy(drawn[first:last] - sharding.rows.start)
+class Adam:
+    """torch.optim.Adam of one tensor, bit for bit; torch.optim takes as long to load as all the rest of torch."""
+
+    def __init__(self, weights: Tensor):
+        self.weights, self.steps = weights, 0
+        self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        self.steps += 1
+        beta1, beta2 = ADAM_BETAS
+        self.mean.lerp_(gradient, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (self.square.sqrt() / (1 - beta2**self.steps) ** 0.5).add_(ADAM_EPS)
+        self.weights.addcdiv_(self.mean, root, value=-lr / (1 - beta1**self.steps))
 
 
-def unit_rows(features: np.ndarray | Tensor, device: torch.device, which: slice = slice(None)) -> Tensor:
-    """L2-normalised rows of the pool: `rows_on_device`, each divided by its norm."""
-    return rows_on_device(features, device, which, unit=True)
+def lr_at(iteration: int, settings: Settings) -> float:
+    """The learning rate: constant, or that of CosineAnnealingLR stepped after every iteration."""
+    if settings.scheduler == "none":
+        return settings.lr
+    fallen = (1 + math.cos(math.pi * iteration / settings.max_iter)) / 2
+    return settings.MIN_LR + (settings.lr - settings.MIN_LR) * fallen
 
 
-def rows_on_device(
-    features: np.ndarray | Tensor, device: torch.device, which: slice = slice(None), unit: bool = False
-) -> Tensor:
-    """The pool (n, d), or some of its rows, as float32 on the device; a memory-mapped array is read piece by piece.
-
-    Raises InputError for a row that is zero or not finite.
-    """
-    if features.ndim != 2:
-        raise InputError(f"features have shape {tuple(features.shape)}, not (n, d)")
-    first, last, _ = which.indices(len(features))
-    pool = torch.empty((last - first, features.shape[1]), device=device)
-    for start in range(0, len(pool), ROWS_AT_A_TIME):
-        rows = pool[start : start + ROWS_AT_A_TIME]
-        source = features[first + start : first + start + len(rows)]
-        rows.copy_(source if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
-        norms = rows.norm(dim=1, keepdim=True)
-        bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
-        if bad.any():
-            row = int(bad.int().argmax())
-            what = "all zero" if norms[row] == 0 else "not finite"
-            row += first + start
-            raise InputError(f"row {row} of the features is {what}: extract that image again, or leave it out")
-        if unit:
-            rows.div_(norms)
-    return pool
+def memory_bytes(pool_rows: int, batch_rows: int, d: int, k: int) -> int:
+    """Memory of a process that holds `pool_rows` of the pool and uses `batch_rows` of them for an iteration."""
+    copied = batch_rows if batch_rows < pool_rows else 0
+    return 4 * d * (pool_rows + copied + COPIES_OF_PROTOTYPES * k) + BYTES_PER_SAMPLE * batch_rows + WORKING_BYTES

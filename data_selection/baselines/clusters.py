@@ -5,8 +5,8 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
-from data_selection.activeft.known_samples import KnownSamples
 from data_selection.activeft.matching import match_prototypes
+from data_selection.activeft.pool import Pool
 
 ITERATIONS = 100
 
@@ -30,17 +30,15 @@ def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None =
     return cluster, torch.from_numpy(kmeans.cluster_centers_).to(features)
 
 
-def kmeans_samples(features: Tensor, k: int, seed: int, known: KnownSamples) -> list[int]:
+def kmeans_samples(pool: Pool, k: int, seed: int) -> list[int]:
     """K-means: the sample nearest to each of k centres that no other centre took.
 
     With m labelled samples there are k + m clusters, and the k largest of those that hold no labelled sample count.
-
-    Args:
-        features: unit rows (n, d).
     """
-    count = k + len(known.labeled)
-    cluster, centres = clusters_of(features, count, seed)
+    labeled = list(pool.candidates.labeled)
+    count = k + len(labeled)
+    cluster, centres = clusters_of(pool.rows, count, seed)
     size = torch.bincount(cluster, minlength=count)
-    size[cluster[list(known.labeled)]] = -1
+    size[cluster[labeled]] = -1
     largest = size.argsort(descending=True, stable=True)[:k]
-    return match_prototypes(features, centres[largest], closed=known.closed(len(features), features.device))
+    return match_prototypes(pool, centres[largest])

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_selection.activeft.known_samples import KnownSamples
-from data_selection.activeft.unit_sphere import distance
+from data_selection.activeft.pool import Pool, distance
 from data_selection.baselines.clusters import clusters_of
 
 PURITY = 0.95
@@ -17,21 +16,20 @@ CHUNK_ELEMENTS = 1 << 22
 FEWEST_ROWS = 64  # at a time, however large the pool: a matrix product of fewer is slow
 
 
-def probcover_samples(features: Tensor, k: int, radius: float, seed: int, known: KnownSamples) -> list[int]:
+def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]:
     """ProbCover (Yehuda et al., NeurIPS 2022, algorithm 1): always the sample whose ball covers most of what is left.
 
     Labelled samples cover their balls first. When all is covered, the rest is drawn at random. It takes up to 2 n^2
     similarities; in memory are a few numbers a sample and a chunk of similarities, never the graph.
 
     Args:
-        features: unit rows (n, d).
         radius: delta, the Euclidean radius of the balls.
     Returns: k distinct indices, in the order chosen.
     """
-    n = len(features)
+    features, n = pool.rows, pool.n
     least = 1 - radius**2 / 2  # |a - b| <= delta is a . b >= 1 - delta^2 / 2
     covered = torch.zeros(n, dtype=torch.bool, device=features.device)
-    closed = known.closed(n, features.device)
+    closed = pool.closed()
     gain = torch.zeros(n, dtype=torch.int64, device=features.device)  # uncovered samples in each ball
     for rows in tqdm(list(chunks(torch.arange(n), n)), desc="balls"):
         gain += (features[rows.to(features.device)] @ features.T >= least).sum(dim=0)  # (chunk, n) -> (n,)
@@ -42,7 +40,7 @@ def probcover_samples(features: Tensor, k: int, radius: float, seed: int, known:
         for rows in chunks(newly, n):
             gain.sub_((features[rows] @ features.T >= least).sum(dim=0))
 
-    for labeled in known.labeled:
+    for labeled in pool.candidates.labeled:
         cover(labeled)
     chosen: list[int] = []
     for _ in tqdm(range(k), desc="covering"):

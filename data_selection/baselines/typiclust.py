@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_selection.activeft.known_samples import KnownSamples
-from data_selection.activeft.unit_sphere import distance
+from data_selection.activeft.pool import Pool, distance
 from data_selection.baselines.clusters import clusters_of
 
 MOST_CLUSTERS = 500
@@ -18,23 +17,22 @@ TINY_CLUSTER = 5  # what is no larger is left out, as long as there are others
 CHUNK_ELEMENTS = 1 << 22
 
 
-def typiclust_samples(features: Tensor, k: int, seed: int, known: KnownSamples) -> list[int]:
+def typiclust_samples(pool: Pool, k: int, seed: int) -> list[int]:
     """TypiClust (Hacohen et al., ICML 2022, algorithm 1), with the settings of its published code.
 
     K-means gives as many clusters as samples will be labelled, at most 500. Those with the fewest labelled samples come
     first, and of these the largest; each in turn gives its most typical sample, round after round. (departure) The
     published code ranks a cluster anew, without what it has given, in each round; here it is ranked once, by all of it.
 
-    Args:
-        features: unit rows (n, d).
     Returns: k distinct indices, in the order chosen.
     """
-    count = min(k + len(known.labeled), MOST_CLUSTERS)
+    features, known = pool.rows, list(pool.candidates.labeled)
+    count = min(k + len(known), MOST_CLUSTERS)
     cluster, _ = clusters_of(features, count, seed, MINIBATCH if count > FEW_CLUSTERS else None)
-    labeled = torch.bincount(cluster[list(known.labeled)], minlength=count).tolist()
+    labeled = torch.bincount(cluster[known], minlength=count).tolist()
     size = torch.bincount(cluster, minlength=count).tolist()
     order = sorted(range(count), key=lambda c: (labeled[c], -size[c]))
-    closed = known.closed(len(features), features.device)
+    closed = pool.closed()
     open_by_typicality = {}
     for c in tqdm(order, desc="typicality"):
         members = (cluster == c).nonzero().squeeze(1)

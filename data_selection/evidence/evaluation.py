@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.pool import Candidates
 from data_selection.evidence.accuracy import LabelledRows, accuracies
 from data_selection.evidence.measures import (
     class_balance,
@@ -82,7 +83,7 @@ def evaluate_with_random(
     """
     n = len(evaluator.pool)
     random = {
-        k: [tuple(sorted(random_samples(n, k, seed))) for seed in range(random_seeds)]
+        k: [tuple(sorted(random_samples(Candidates(n), k, seed))) for seed in range(random_seeds)]
         for k in dict.fromkeys(len(ids) for ids in subsets)
     }
     distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.unit_sphere import distance
+from data_selection.activeft.pool import distance
 
 ROWS_AT_A_TIME = 1024
 EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits into memory takes

@@ -10,7 +10,7 @@ import numpy as np
 from common.feature_file import read_features
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import pick_device
-from data_selection.activeft.selection import unit_rows
+from data_selection.activeft.pool import read_rows
 from data_selection.evidence.accuracy import LabelledRows
 from data_selection.evidence.against_random import compare
 from data_selection.evidence.evaluation import Evaluation, Evaluator, evaluate_with_random
@@ -39,9 +39,9 @@ def write_report(args: argparse.Namespace) -> Path:
     device = pick_device(args.device)
     folder = make_output_dir(args.output_dir)
 
-    pool = unit_rows(features, device)
+    pool = read_rows(features, device)
     if held_out:
-        held_out = LabelledRows(unit_rows(held_out[0], device), held_out[1])
+        held_out = LabelledRows(read_rows(held_out[0], device), held_out[1])
     evaluator = Evaluator(pool, labels, held_out, args.emd_samples, args.duplicate_similarity, args.seed)
     evaluations, random = evaluate_with_random(evaluator, [subset.ids for subset in subsets], args.random_seeds)
 

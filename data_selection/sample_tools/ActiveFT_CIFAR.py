@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import run
-from data_selection.sample_tools.selection_options import choose, selection_parser
+from data_selection.sample_tools.ActiveFT_options import select_with_activeft, selection_parser
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> Path:
         percent="2",
         max_iter=300,
     )
-    return choose(parser.parse_args(argv))
+    return select_with_activeft(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

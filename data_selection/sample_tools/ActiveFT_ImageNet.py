@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import number, run
-from data_selection.sample_tools.selection_options import PUBLISHED_BATCH_SIZE, choose, selection_parser
+from data_selection.sample_tools.ActiveFT_options import PUBLISHED_BATCH_SIZE, select_with_activeft, selection_parser
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument(
         "--slice", type=number(int, 1), help="rows per matrix product, to bound memory; it does not change the result"
     )
-    return choose(parser.parse_args(argv))
+    return select_with_activeft(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ probcover   balls that cover most of the pool (Yehuda et al., NeurIPS 2022)
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
@@ -27,13 +27,9 @@ from common.errors import InputError
 from common.feature_file import read_features
 from common.processes import launched
 from data_selection.activeft.initialisation import farthest_points, random_samples
-from data_selection.activeft.known_samples import KnownSamples
-from data_selection.activeft.selection import rows_on_device
-from data_selection.baselines.clusters import kmeans_samples
-from data_selection.baselines.herding import herding_samples
-from data_selection.baselines.probcover import probcover_samples, purest_radius
-from data_selection.baselines.typiclust import typiclust_samples
-from data_selection.sample_tools.subset_command import add_pool_options, choose_subsets
+from data_selection.activeft.pool import Pool
+from data_selection.activeft.settings import Selection
+from data_selection.sample_tools.subset_command import add_pool_options, read_request, select_subsets
 
 METHODS = ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover")
 MOST_DISTANT = 2.0  # unit rows
@@ -56,23 +52,24 @@ def baseline_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_indices(
-    args: argparse.Namespace, features: np.ndarray, budget: int, known: KnownSamples, device: torch.device
-) -> list[int]:
-    """k distinct indices in the order chosen, by the method that the options name."""
+def select_indices(args: argparse.Namespace, pool: Pool, k: int) -> list[int]:
+    """k distinct indices by the method that the options name. What it needs is imported here: scikit-learn is slow."""
     if args.method == "random":
-        return random_samples(len(features), budget, args.seed, known)
-    pool = rows_on_device(features, device, unit=args.method != "coreset")  # (n, d)
+        return random_samples(pool.candidates, k, args.seed)
     if args.method in ("fds", "coreset"):
-        return farthest_points(pool, budget, args.seed, known=known, progress=True)
-    if args.method == "kmeans":
-        return kmeans_samples(pool, budget, args.seed, known)
+        return farthest_points(pool, k, args.seed, progress=True)
     if args.method == "herding":
-        return herding_samples(pool, budget, known)
-    if args.method == "typiclust":
-        return typiclust_samples(pool, budget, args.seed, known)
-    radius = args.delta or purest_radius(pool, args.num_classes or classes_labelled(args.feature_path), args.seed)
-    return probcover_samples(pool, budget, radius, args.seed, known)
+        from data_selection.baselines.herding import herding_samples as method
+    elif args.method == "kmeans":
+        from data_selection.baselines.clusters import kmeans_samples as method
+    elif args.method == "typiclust":
+        from data_selection.baselines.typiclust import typiclust_samples as method
+    else:
+        from data_selection.baselines.probcover import probcover_samples, purest_radius
+
+        classes = args.num_classes or (0 if args.delta else classes_labelled(args.feature_path))
+        method = partial(probcover_samples, radius=args.delta or purest_radius(pool.rows, classes, args.seed))
+    return method(pool, k, args.seed)
 
 
 def classes_labelled(feature_path: str) -> int:
@@ -91,7 +88,7 @@ def check(args: argparse.Namespace) -> None:
     radius_options = {"--delta": args.delta, "--num_classes": args.num_classes}
     given = [option for option, value in radius_options.items() if value is not None]
     if given and args.method != "probcover":
-        raise InputError(f"{given[0]} is of probcover, nothing else: leave it out with --method {args.method}")
+        raise InputError(f"{given[0]} only applies to --method probcover: leave it out with --method {args.method}")
     if len(given) == 2:
         raise InputError("--num_classes is for estimating --delta: leave one of them out")
     if args.method == "probcover" and not args.delta:
@@ -107,11 +104,9 @@ def main(argv: list[str] | None = None) -> Path:
     with launched(args.device) as processes:
         if processes.size > 1:
             raise InputError(f"baselines run in one process, not in {processes.size}")
-
-        def choose(features: np.ndarray, budget: int, known: KnownSamples, path: Path) -> list[int]:
-            return choose_indices(args, features, budget, known, processes.device)
-
-        return choose_subsets(args, choose, lambda budget: subset_name(args, budget), processes)
+        request = read_request(args, partial(subset_name, args))
+        method = lambda pool, k: Selection(select_indices(args, pool, k))  # noqa: E731
+        return select_subsets(request, method, processes, unit=args.method != "coreset")
 
 
 def subset_name(args: argparse.Namespace, budget: int) -> str:

@@ -1,8 +1,9 @@
-"""What every way of choosing a subset shares: the pool, budgets, what is known before, and the files that come out."""
+"""What all selection scripts share: the options of pool and budget, the loop over budgets, and the files written."""
 
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -10,20 +11,20 @@ from zlib import crc32
 
 import numpy as np
 
-from common.command_line import seed_number
+from common.command_line import number, seed_number
 from common.errors import InputError
 from common.feature_file import read_features, read_image_paths
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
-from common.subset_file import read_subset_ids
-from data_selection.activeft.known_samples import KnownSamples
+from common.subset_file import losses_file, read_subset_ids
+from data_selection.activeft.pool import Candidates, Pool, read_pool
+from data_selection.activeft.settings import Selection
 
-# (features (n, d), budget, what is known, path of the JSON to come) -> indices, ascending
-Choose = Callable[[np.ndarray, int, KnownSamples, Path], list[int]]
+Method = Callable[[Pool, int], Selection]
 
 
 def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent: str) -> None:
-    """The options that every way of choosing a subset has."""
+    """Options of every selection script."""
     add = parser.add_argument
     add("--feature_path", default=feature_path, help=".npy of (n, d + 1), the label in the last column")
     add("--output_dir", default="features")
@@ -32,16 +33,17 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     budget.add_argument(
         "--percent", default=percent, type=percentage, help="budget in percent of the pool, rounded down"
     )
+    budget.add_argument("--number", type=number(int, 1), help="budget in images")
     budget.add_argument(
         "--nested",
         type=percentages,
         metavar="P,P,...",
-        help="several budgets, as in 1,2,5: a subset for each, the smaller ones inside the larger",
+        help="several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger",
     )
     add("--labeled_ids", help="JSON list of samples that have labels: they count as chosen, beside the budget")
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
     add("--seed", default=0, type=seed_number)
-    add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one a line")
+    add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one per line")
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
 
 
@@ -83,52 +85,49 @@ def nested_budgets(n: int, percents: Sequence[Fraction]) -> list[int]:
     return budgets
 
 
-def read_known_samples(args: argparse.Namespace, n: int) -> KnownSamples:
-    # An empty name, of a shell variable that is not set, is an error and not "none".
-    labeled = read_subset_ids(args.labeled_ids, n, "--labeled_ids") if args.labeled_ids is not None else []
-    excluded = read_subset_ids(args.exclude_ids, n, "--exclude_ids") if args.exclude_ids is not None else []
-    return KnownSamples(tuple(labeled), tuple(excluded))
+@dataclass(frozen=True)
+class Request:
+    """What to choose from, how many, and where to write it.
+
+    features (n, d), mapped from the file. budgets: ascending; the subset of each holds the smaller ones. paths: of the
+    JSON of each budget. images: of the pool, where their paths are wanted.
+    """
+
+    features: np.ndarray
+    candidates: Candidates
+    budgets: list[int]
+    paths: list[Path]
+    images: list[Path] | None
 
 
-def choose_subsets(
-    args: argparse.Namespace,
-    choose: Choose,
-    filename: Callable[[int], str],
-    processes: Processes,
-) -> Path:
-    """Choose and write a subset for each budget that the options ask for.
+def read_request(args: argparse.Namespace, name: Callable[[int], str]) -> Request:
+    """Read and check all that the options say of pool and budget. `name`: the name of a budget's JSON, without ending.
 
-    Args:
-        choose: called in every process; all get the same indices.
-        filename: the JSON's name for a budget, without its ending, when the options give none.
-    Returns: the path of the JSON of chosen indices, of the largest budget.
+    Raises: InputError, before anything is written, for what is missing or does not fit together.
     """
     if args.filename and args.nested:
         raise InputError("--filename names one file, and --nested writes several: leave one of them out")
     features, _ = read_features(args.feature_path)
     n = len(features)
-    budgets = nested_budgets(n, args.nested or [args.percent])
-    known = read_known_samples(args, n)
-    known.check(n, budgets[-1])
+    budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
+    # An empty name, of a shell variable that is not set, is an error and not "none".
+    labeled = [] if args.labeled_ids is None else read_subset_ids(args.labeled_ids, n, "--labeled_ids")
+    excluded = [] if args.exclude_ids is None else read_subset_ids(args.exclude_ids, n, "--exclude_ids")
+    candidates = Candidates(n, tuple(labeled), tuple(excluded))
+    candidates.check(budgets[-1])
     names = [
-        args.filename or f"{filename(budget)}{suffix(known, budgets[:position])}.json"
+        args.filename or f"{name(budget)}{suffix(candidates, budgets[:position])}.json"
         for position, budget in enumerate(budgets)
     ]
     paths = [Path(args.output_dir, name) for name in names]
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
     images = read_image_paths(args.feature_path, n) if args.export_paths else None
-    chosen: list[int] = []
-    for budget, path in zip(budgets, paths, strict=True):
-        more = choose(features, budget - len(chosen), known.and_labeled(chosen), path)
-        chosen = sorted(chosen + more)
-        if processes.is_main:
-            write_subset(path, chosen, n, images)
-    return paths[-1]
+    return Request(features, candidates, budgets, paths, images)
 
 
-def suffix(known: KnownSamples, smaller_budgets: Sequence[int]) -> str:
-    """What tells apart subsets that were chosen with other samples known, or around other smaller ones."""
-    listed = {"labeled": known.labeled, "excluded": known.excluded, "around": smaller_budgets}
+def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
+    """What tells apart subsets that were chosen beside other samples, or around other smaller ones."""
+    listed = {"labeled": candidates.labeled, "excluded": candidates.excluded, "around": smaller_budgets}
     return "".join(
         f"_{name}_{len(indices)}_{crc32(str(sorted(indices)).encode()):08x}"
         for name, indices in listed.items()
@@ -136,12 +135,32 @@ def suffix(known: KnownSamples, smaller_budgets: Sequence[int]) -> str:
     )
 
 
-def write_subset(path: Path, indices: list[int], n: int, images: Sequence[Path] | None) -> None:
-    """Write the chosen indices as one JSON list, and their images' paths when those of the pool are given."""
+def select_subsets(request: Request, method: Method, processes: Processes, unit: bool = True) -> Path:
+    """Choose and write the subset of each budget.
+
+    Args:
+        method: called in every process; all get the same indices. unit: whether it is for L2-normalised features.
+    Returns: the path of the JSON of chosen indices, of the largest budget.
+    """
+    pool = read_pool(request.features, request.candidates, processes, unit)
+    chosen: list[int] = []
+    for budget, path in zip(request.budgets, request.paths, strict=True):
+        selection = method(Pool(pool.rows, pool.candidates.beside(chosen), processes), budget - len(chosen))
+        chosen = sorted(chosen + selection.indices)
+        if processes.is_main:
+            write_subset(path, chosen, selection.losses, request)
+    return request.paths[-1]
+
+
+def write_subset(path: Path, indices: list[int], losses: Sequence[float], request: Request) -> None:
+    """Write the chosen indices as one JSON list, and beside it losses and image paths, where there are any."""
+    if losses:
+        with atomic_file(losses_file(path)) as temporary:
+            temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
     write_json(path, indices)
-    print(f"wrote {len(indices)} of {n} indices to {path}")
-    if images:
+    print(f"wrote {len(indices)} of {request.candidates.n} indices to {path}")
+    if request.images:
         listing = path.with_name(f"{path.stem}_paths.txt")
-        with atomic_file(listing) as temporary:
-            temporary.write_bytes(b"".join(os.fsencode(images[index]) + b"\n" for index in indices))  # in any encoding
+        with atomic_file(listing) as temporary:  # paths in any encoding
+            temporary.write_bytes(b"".join(os.fsencode(request.images[index]) + b"\n" for index in indices))
         print(f"wrote the paths of the chosen images to {listing}")

@@ -14,7 +14,7 @@ from common.files import atomic_file
 MOST_NAMED_CLASSES = 30
 
 
-def draw_curves(log: list[dict[str, Any]], picture: Path) -> None:
+def plot_curves(log: list[dict[str, Any]], picture: Path) -> None:
     """Training loss and learning rate, and accuracy of the model and its moving average, against the epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     epochs = [entry["epoch"] for entry in log]
@@ -33,7 +33,7 @@ def draw_curves(log: list[dict[str, Any]], picture: Path) -> None:
     _save(figure, picture)
 
 
-def draw_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
+def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
     """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
     shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
     side = min(14, 3 + 0.35 * len(classes))

@@ -1,0 +1,145 @@
+"""The pool as every method sees it: unit features, and which samples may be chosen."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.processes import Processes
+
+ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which of the n samples of a pool may be chosen: all but these.
+
+    labeled: samples that have labels already. They cover the pool and repel what is chosen, as chosen samples do, but
+    cost nothing of the budget. excluded: samples never to choose. They stay in the pool that is to be covered.
+    """
+
+    n: int
+    labeled: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
+
+    def beside(self, indices: Iterable[int]) -> "Candidates":
+        """The candidates once these samples are labelled too."""
+        return Candidates(self.n, (*self.labeled, *indices), self.excluded)
+
+    def closed(self, device: torch.device | str = "cpu") -> Tensor:
+        """Whether each sample is labelled or excluded, and so cannot be chosen: (n,), bool."""
+        closed = torch.zeros(self.n, dtype=torch.bool, device=device)
+        closed[[*self.labeled, *self.excluded]] = True
+        return closed
+
+    def open_indices(self) -> range | list[int]:
+        """The samples that can be chosen, ascending."""
+        if not self.labeled and not self.excluded:
+            return range(self.n)
+        return (~self.closed()).nonzero().squeeze(1).tolist()
+
+    def check(self, budget: int) -> None:
+        """Raises InputError unless all indices are in the pool, and a budget of so many samples can be chosen."""
+        for name, indices in (("labeled", self.labeled), ("excluded", self.excluded)):
+            outside = next((index for index in indices if not 0 <= index < self.n), None)
+            if outside is not None:
+                raise InputError(f"{name} sample {outside} is not in the pool, which has samples 0 to {self.n - 1}")
+        if len(set(self.labeled)) < len(self.labeled):
+            raise InputError("a labeled sample is listed twice: every index must stand there once")
+        left = len(self.open_indices())
+        if not left:
+            raise InputError(f"nothing is left to choose: all {self.n} samples are labelled or excluded")
+        if not 1 <= budget <= left:
+            kept = f", of which {self.n - left} are labelled or excluded" if left < self.n else ""
+            raise InputError(
+                f"a budget of {budget} samples does not fit a pool of {self.n}{kept}: it must be from 1 to {left}"
+            )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """rows (m, d): the features of the samples that this process holds, consecutive ones; all n when it is alone."""
+
+    rows: Tensor
+    candidates: Candidates
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def n(self) -> int:
+        return self.candidates.n
+
+    @property
+    def first(self) -> int:
+        """The index in the pool of the first row."""
+        return self.processes.part(self.n).start
+
+    def closed(self) -> Tensor:
+        """Whether each of this process's samples cannot be chosen (m,), bool."""
+        return self.candidates.closed(self.rows.device)[self.processes.part(self.n)]
+
+    def rows_of(self, indices: Iterable[int]) -> Tensor:
+        """The features (k, d) of these samples, whichever process holds them."""
+        local = torch.tensor([*indices], dtype=torch.int64, device=self.rows.device) - self.first  # (k,)
+        mine = (local >= 0) & (local < len(self.rows))
+        rows = self.rows.new_zeros(len(local), self.rows.shape[1])
+        rows[mine] = self.rows[local[mine]]
+        self.processes.sum(rows)
+        return rows
+
+
+def read_pool(
+    features: np.ndarray | Tensor, candidates: Candidates, processes: Processes | None = None, unit: bool = True
+) -> Pool:
+    """The pool of these features (n, d); with several processes each reads its own part of them.
+
+    Raises InputError, in every process, for fewer samples than processes or a row that is zero or not finite.
+    """
+    processes = processes or Processes()
+    if candidates.n < processes.size:
+        raise InputError(f"{processes.size} processes cannot share a pool of {candidates.n} samples: start fewer")
+    part = processes.part(candidates.n)
+    return Pool(
+        processes.together(lambda: read_rows(features, processes.device, part, unit)),
+        candidates,
+        processes,
+    )
+
+
+def read_rows(
+    features: np.ndarray | Tensor, device: torch.device, part: slice = slice(None), unit: bool = True
+) -> Tensor:
+    """Some rows of (n, d) as float32 on the device, L2-normalised if `unit`; a mapped file is read piece by piece.
+
+    Raises InputError for a row that is zero or not finite.
+    """
+    if features.ndim != 2:
+        raise InputError(f"features have shape {tuple(features.shape)}, not (n, d)")
+    first, last, _ = part.indices(len(features))
+    pool = torch.empty((last - first, features.shape[1]), device=device)
+    for piece in chunks(len(pool), ROWS_AT_A_TIME):
+        rows = pool[piece]
+        source = features[first + piece.start : first + piece.stop]
+        rows.copy_(source if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
+        norms = rows.norm(dim=1, keepdim=True)
+        bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
+        if bad.any():
+            row = int(bad.int().argmax())
+            what = "all zero" if norms[row] == 0 else "not finite"
+            row += first + piece.start
+            raise InputError(f"row {row} of the features is {what}: extract that image again, or leave it out")
+        if unit:
+            rows.div_(norms)
+    return pool
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that together are 0..n - 1."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def distance(similarity: Tensor) -> Tensor:
+    """Euclidean distance between unit vectors of this cosine similarity: |a - b| = sqrt(2 - 2 a . b)."""
+    return (2 - 2 * similarity).clamp_min(0).sqrt()
