@@ -1,14 +1,15 @@
 """Segmenter's evaluation: a sliding window over each image, and one confusion matrix over all."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.processes import Processes, autocast
+from common.progress import progress_bar
 from common.scenes import IGNORED
 
 
@@ -18,30 +19,38 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def sliding_window(
-    model: nn.Module, image: Tensor, window: int, stride: int, batch_size: int, amp_dtype: torch.dtype | None = None
-) -> Tensor:
-    """Logits (c, h, w) of an image (3, h, w), on the model's device: the mean of all windows that cover a pixel."""
-    height, width = image.shape[-2:]
-    corners = [
-        (top, left) for top in window_starts(height, window, stride) for left in window_starts(width, window, stride)
-    ]
-    windows = torch.stack([image[:, top : top + window, left : left + window] for top, left in corners])
-    total, count = 0, torch.zeros(height, width, device=image.device)
-    for start in range(0, len(windows), batch_size):
-        with autocast(image.device, amp_dtype):
-            logits = model(windows[start : start + batch_size]).float()  # (b, c, window, window)
-        if start == 0:
-            total = torch.zeros(logits.shape[1], height, width, device=image.device)
-        for (top, left), part in zip(corners[start : start + batch_size], logits, strict=True):
-            total[:, top : top + window, left : left + window] += part
-            count[top : top + window, left : left + window] += 1
-    return total / count
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a whole image is predicted: windows of `size` pixels per side, `stride` apart, `batch_size` in one pass."""
 
+    size: int
+    stride: int
+    batch_size: int
+    amp_dtype: torch.dtype | None = None
 
-def predict(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (c, h, w), interpolated to the original size -> the class of every pixel (size)."""
-    return F.interpolate(logits[None], size=size, mode="bilinear")[0].argmax(dim=0)
+    def logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Of an image (3, h, w), on the model's device: (c, h, w), the mean of all windows that cover a pixel."""
+        height, width = image.shape[-2:]
+        corners = [
+            (slice(top, top + self.size), slice(left, left + self.size))
+            for top in window_starts(height, self.size, self.stride)
+            for left in window_starts(width, self.size, self.stride)
+        ]
+        total, count = None, torch.zeros(height, width, device=image.device)
+        for start in range(0, len(corners), self.batch_size):
+            some = corners[start : start + self.batch_size]
+            with autocast(image.device, self.amp_dtype):
+                parts = model(torch.stack([image[:, rows, columns] for rows, columns in some])).float()
+            if total is None:
+                total = torch.zeros(parts.shape[1], height, width, device=image.device)
+            for (rows, columns), part in zip(some, parts, strict=True):
+                total[:, rows, columns] += part
+                count[rows, columns] += 1
+        return total / count
+
+    def predict(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The class of every pixel of the original, whose size it is (size): logits are interpolated to it."""
+        return F.interpolate(self.logits(model, image)[None], size=size, mode="bilinear")[0].argmax(dim=0)
 
 
 def count_pairs(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -68,20 +77,19 @@ def metrics(confusion: Tensor) -> dict[str, Any]:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    scenes: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     classes: int,
     processes: Processes,
-    window: int,
-    stride: int,
-    batch_size: int,
-    amp_dtype: torch.dtype | None = None,
+    window: SlidingWindow,
 ) -> dict[str, Any]:
-    """The metrics over the scenes of all processes: images (3, h, w), resized, and masks in their own resolution."""
+    """The metrics over the scenes of all processes.
+
+    batches: this process's scenes, one each: an image (1, 3, h, w), resized, and its mask (1, H, W) in its own size.
+    """
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=processes.device)
-    for image, truth in tqdm(scenes, desc="evaluating", leave=False, disable=not processes.is_main):
-        image, truth = image.to(processes.device), truth.to(processes.device)
-        logits = sliding_window(model, image, window, stride, batch_size, amp_dtype)
-        confusion += count_pairs(truth, predict(logits, truth.shape), classes)
+    for images, masks in progress_bar(batches, desc="evaluating", leave=False, disable=not processes.is_main):
+        image, truth = images[0].to(processes.device), masks[0].to(processes.device)
+        confusion += count_pairs(truth, window.predict(model, image, truth.shape), classes)
     processes.sum(confusion)
     return metrics(confusion.cpu())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common.errors import InputError
 from common.networks import create_network
 
-HEAD_SIZE = 64
+HEAD_SIZE = 64  # channels of an attention head
 VIT_MODULES = ("vision_transformer", "deit", "eva")
 
 
@@ -91,7 +91,7 @@ class LinearDecoder(nn.Linear):
         init_linear(self)
 
 
-class NormalisedLinear(nn.Module):
+class BatchNormLinear(nn.Module):
     """Batch norm and one 1x1 convolution (a linear layer on every token): DINOv2's readout of frozen features."""
 
     def __init__(self, d: int, classes: int):

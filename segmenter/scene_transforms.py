@@ -1,5 +1,6 @@
 """Augmentation of image and mask together: Segmenter's, which is MMSegmentation's for ADE20K."""
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,30 +16,22 @@ from common.scenes import IGNORED
 CROP_DRAWS = 10
 
 
-def train_transform(
-    crop_size: int,
-    short_side: int,
-    long_side: int,
-    scale: tuple[float, float] = (0.5, 2.0),
-    max_class_share: float = 0.75,
-    flip: float = 0.5,
-    photometric: float = 0.5,
-) -> v2.Compose:
+def train_transform(args: argparse.Namespace) -> v2.Compose:
     """Random scale, crop, flip and colours; then normalised, and padded to the crop with zeros and IGNORED."""
     return v2.Compose([
-        RandomScale(short_side, long_side, scale),
-        RandomCropOfSeveralClasses(crop_size, max_class_share),
-        v2.RandomHorizontalFlip(flip),
+        RandomScale(args.short_side, args.long_side, args.scale),
+        RandomCropOfSeveralClasses(args.crop_size, args.max_class_share),
+        v2.RandomHorizontalFlip(args.flip),
         to_float(),
-        PhotometricDistortion(photometric),
+        PhotometricDistortion(args.photometric),
         normalize(),
-        PadTo(crop_size),
+        PadTo(args.crop_size),
     ])  # fmt: skip
 
 
-def eval_transform(short_side: int, long_side: int) -> v2.Compose:
+def eval_transform(args: argparse.Namespace) -> v2.Compose:
     """Resize the image and normalise it; the mask stays in its own resolution."""
-    return v2.Compose([ResizeImage(short_side, long_side), to_float(), normalize()])
+    return v2.Compose([ResizeImage(args.short_side, args.long_side), to_float(), normalize()])
 
 
 def to_float() -> v2.ToDtype:
@@ -56,7 +49,7 @@ def uniform(low: float, high: float) -> float:
 class RandomScale(v2.Transform):
     """Resize to a random multiple of the short side, or less where the long side would be more than its own."""
 
-    def __init__(self, short_side: int, long_side: int, scale: tuple[float, float]):
+    def __init__(self, short_side: int, long_side: int, scale: Sequence[float]):
         super().__init__()
         self.short_side, self.long_side, self.scale = short_side, long_side, scale
 

@@ -1,7 +1,7 @@
 """The scenes to train on and to evaluate on, all checked before the work begins."""
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from tqdm import tqdm
 
 from common.command_line import worker_count
 from common.errors import InputError
 from common.image_datasets import open_rgb
 from common.processes import Processes
-from common.scenes import MaskLabels, class_names, mask_of, scene_images
+from common.progress import progress_bar
+from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_images
 from common.subset_file import read_subset_ids
 from segmenter.scene_transforms import eval_transform
 
@@ -64,12 +64,10 @@ def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationDa
     if args.subset_ids:
         chosen = dict.fromkeys(index for path in args.subset_ids for index in read_subset_ids(path, len(images)))
     train = Scenes([images[index] for index in chosen], labels)
-    val = Scenes(val_images, labels, eval_transform(args.short_side, args.long_side))
-    for split in (images, val_images):
-        check_stems(split)
-    used = val.paths if args.eval else [*train.paths, *val.paths]
-    mine = used[processes.part(len(used))]
-    processes.together(lambda: check_scenes(mine, labels, args.num_workers, progress=processes.is_main))
+    val = Scenes(val_images, labels, eval_transform(args))
+    for used in (val,) if args.eval else (train, val):
+        check_stems(images if used is train else val_images)
+        check_scenes(used, args.num_workers, processes)
     return SegmentationData(train, val, labels)
 
 
@@ -86,16 +84,27 @@ def check_stems(images: Sequence[Path]) -> None:
             raise InputError(f"mask {mask} belongs to no image in {images[0].parent}: the names must match")
 
 
-def check_scenes(images: Iterable[Path], labels: MaskLabels, threads: int, progress: bool = False) -> None:
-    """Raises InputError, naming the file, for an image or mask that cannot be used."""
+def check_scenes(scenes: Scenes, threads: int, processes: Processes) -> None:
+    """Raises InputError, naming the file, for an image or mask that cannot be used; and where nothing is labelled.
 
-    def check(path: Path) -> None:
-        image, mask = open_rgb(path), labels.read(mask_of(path))
+    Each process looks at its share, and all raise what one finds.
+    """
+
+    def has_label(path: Path) -> bool:
+        image, mask = open_rgb(path), scenes.labels.read(mask_of(path))
         if image.size != mask.shape[::-1]:
             sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {path} {image.width}x{image.height}"
             raise InputError(f"mask {mask_of(path)} has {sizes}: they must be of one size")
+        return bool((mask != IGNORED).any())
 
-    images = list(images)
-    with ThreadPoolExecutor(max(1, worker_count(threads))) as pool:
-        for _ in tqdm(pool.map(check, images), "checking masks", len(images), disable=not progress, leave=False):
-            pass
+    def count() -> int:
+        mine = scenes.paths[processes.part(len(scenes))]
+        with ThreadPoolExecutor(max(1, worker_count(threads))) as pool:
+            checked = pool.map(has_label, mine)
+            return sum(progress_bar(checked, "checking masks", len(mine), disable=not processes.is_main, leave=False))
+
+    labelled = torch.tensor(processes.together(count), device=processes.device)
+    processes.sum(labelled)
+    if not labelled:
+        masks = mask_of(scenes.paths[0]).parent
+        raise InputError(f"no pixel of the {len(scenes)} masks used of {masks} is labelled: all are ignored")

@@ -1,5 +1,7 @@
 """Augmentation of image and mask together."""
 
+import argparse
+
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -16,6 +18,11 @@ from segmenter.scene_transforms import (
 )
 
 
+def options(**changed) -> argparse.Namespace:
+    published = {"scale": (0.5, 2.0), "max_class_share": 0.75, "flip": 0.5, "photometric": 0.5}
+    return argparse.Namespace(**{**published, "crop_size": 32, "short_side": 40, "long_side": 160, **changed})
+
+
 def scene(height: int = 60, width: int = 80) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Each class has a colour of its own, so that image and mask can be held against each other."""
     mask = torch.zeros(height, width, dtype=torch.int16)
@@ -27,7 +34,7 @@ def scene(height: int = 60, width: int = 80) -> tuple[tv_tensors.Image, tv_tenso
 def test_image_and_mask_go_through_the_same_scale_crop_and_flip():
     for seed in range(10):
         torch.manual_seed(seed)
-        transform = train_transform(32, 40, 160, photometric=0)
+        transform = train_transform(options(photometric=0))
         image, mask = transform(*scene())
         grey = image * torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
         grey = 255 * (grey + torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None])[0]
@@ -38,7 +45,7 @@ def test_image_and_mask_go_through_the_same_scale_crop_and_flip():
 
 
 def test_what_is_padded_is_zero_in_the_image_and_ignored_in_the_mask():
-    image, mask = train_transform(32, 20, 80, scale=(1, 1))(*scene(60, 60))
+    image, mask = train_transform(options(short_side=20, scale=(1, 1)))(*scene(60, 60))
     assert (mask[20:] == IGNORED).all() and (mask[:, 20:] == IGNORED).all() and (mask[:20, :20] != IGNORED).all()
     assert (image[:, 20:] == 0).all() and (image[:, :, 20:] == 0).all()
 
@@ -95,7 +102,7 @@ def test_distortion_changes_each_colour_property_in_half_of_the_draws_and_no_mas
 
 def test_evaluation_resizes_and_normalises_the_image_and_leaves_the_mask_in_its_own_resolution():
     image, mask = scene()
-    resized, same = eval_transform(30, 120)(image, mask)
+    resized, same = eval_transform(options(short_side=30))(image, mask)
     assert resized.shape == (3, 30, 40) and torch.equal(same, mask)
     darkest = (30 / 255 - IMAGENET_DEFAULT_MEAN[0]) / IMAGENET_DEFAULT_STD[0]
     assert resized[0].min().item() == pytest.approx(darkest, abs=1e-2)

@@ -7,7 +7,7 @@ from torch import nn
 
 from common.processes import Processes
 from common.scenes import IGNORED
-from segmenter.evaluation import count_pairs, evaluate, metrics, predict, sliding_window, window_starts
+from segmenter.evaluation import SlidingWindow, count_pairs, evaluate, metrics, window_starts
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_windows_cover_every_pixel_and_lie_inside():
 def test_sliding_window_equals_one_pass_over_the_image_where_the_model_looks_at_one_pixel(size, batch_size):
     torch.manual_seed(0)
     model, image = nn.Conv2d(3, 5, 1), torch.randn(3, *size)
-    logits = sliding_window(model, image, window=16, stride=7, batch_size=batch_size)
+    logits = SlidingWindow(16, 7, batch_size).logits(model, image)
     torch.testing.assert_close(logits, model(image[None])[0])
 
 
@@ -41,14 +41,14 @@ def test_logits_are_averaged_where_windows_overlap():
         def forward(self, windows):
             return torch.arange(len(windows)).float().reshape(-1, 1, 1, 1).expand(-1, 1, *windows.shape[-2:])
 
-    logits = sliding_window(Nth(), torch.zeros(3, 4, 10), window=4, stride=3, batch_size=8)  # at 0, 3, 6
+    logits = SlidingWindow(4, 3, 8).logits(Nth(), torch.zeros(3, 4, 10))  # at 0, 3, 6
     assert logits[0, 0].tolist() == [0, 0, 0, 0.5, 1, 1, 1.5, 2, 2, 2]
 
 
 def test_prediction_is_the_largest_logit_after_interpolation_to_the_original_size():
-    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(logits[None], (9, 13), mode="bilinear", align_corners=False)[0].argmax(0)
-    assert torch.equal(predict(logits, (9, 13)), expected)
+    image = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(image[None], (9, 13), mode="bilinear", align_corners=False)[0].argmax(0)
+    assert torch.equal(SlidingWindow(8, 8, 1).predict(nn.Identity(), image, (9, 13)), expected)
 
 
 def test_metrics_of_a_case_counted_by_hand():
@@ -78,6 +78,6 @@ def test_evaluation_sums_one_confusion_matrix_over_images_of_different_sizes():
         generator = torch.Generator().manual_seed(seed)
         image = torch.rand(3, *size, generator=generator)
         truth = torch.randint(-1, 3, size, generator=generator)
-        scenes.append((image, truth))
+        scenes.append((image[None], truth[None]))
         confusion += count_pairs(truth, image.argmax(0), 3)
-    assert evaluate(model, scenes, 3, Processes(), window=8, stride=6, batch_size=4) == metrics(confusion)
+    assert evaluate(model, scenes, 3, Processes(), SlidingWindow(8, 6, 4)) == metrics(confusion)

@@ -7,7 +7,7 @@ from conftest import TINY_VIT, tiny_vit
 
 from common.checkpoints import load_pretrained
 from common.errors import InputError
-from segmenter.models import LinearDecoder, MaskTransformer, NormalisedLinear, PixelClassifier, build_encoder
+from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 
 D = TINY_VIT["embed_dim"]
 TINY = {key: value for key, value in TINY_VIT.items() if key != "img_size"}
@@ -20,7 +20,7 @@ def tiny_encoder(crop_size: int = 32, **kwargs) -> torch.nn.Module:
     return encoder.eval()
 
 
-@pytest.mark.parametrize("decoder", [LinearDecoder(D, 5), MaskTransformer(D, 5), NormalisedLinear(D, 5)])
+@pytest.mark.parametrize("decoder", [LinearDecoder(D, 5), MaskTransformer(D, 5), BatchNormLinear(D, 5)])
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (37, 50), (5, 5)])
 def test_every_pixel_of_an_image_of_any_size_gets_logits(decoder, size):
     model = PixelClassifier(tiny_encoder(), decoder).eval()
@@ -91,15 +91,15 @@ def test_mask_transformer_has_segmenters_size_and_start():
 
 
 def test_a_frozen_encoder_stays_in_evaluation_mode_and_has_no_gradient():
-    model = PixelClassifier(tiny_encoder(), NormalisedLinear(D, 5), frozen=True).train()
+    model = PixelClassifier(tiny_encoder(), BatchNormLinear(D, 5), frozen=True).train()
     assert not model.encoder.training and model.decoder.training
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(weight.grad is None for weight in model.encoder.parameters())
     assert all(weight.grad is not None for weight in model.decoder.parameters())
 
 
-def test_normalised_linear_normalises_over_all_patches_of_the_batch():
-    decoder = NormalisedLinear(D, 5).train()
+def test_batch_norm_normalises_over_all_patches_of_the_batch():
+    decoder = BatchNormLinear(D, 5).train()
     tokens = 3 + 2 * torch.randn(4, 9, D)
     flat = tokens.reshape(-1, D)
     normalised = (flat - flat.mean(dim=0)) / (flat.var(dim=0, unbiased=False) + 1e-5).sqrt()
