@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
-from common.image_datasets import UNREADABLE, FlatImageFolder
+from common.image_datasets import UNREADABLE, FlatImageFolder, Transform
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
 NAMES_FILES = ("classes.txt", "objectInfo150.txt")  # one name per line; ADE20K's own table
+ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
 SPLITS = {True: "training", False: "validation"}
 GREY_MODES = ("L", "P", "1", "I;16", "I")  # one number per pixel; of a palette image, the index
 
@@ -95,14 +96,17 @@ def class_names(root: Path, names_file: Path | None = None, number: int | None =
     return tuple(lines)
 
 
-def scene_images(root: Path, train: bool) -> FlatImageFolder:
+def scene_folder(root: Path, train: bool) -> Path:
+    """The images of a split. `root` is the data set, or the folder that ADE20K was unpacked in."""
+    root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
+    return root / "images" / SPLITS[train]
+
+
+def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageFolder:
     """The images of a split, in the order of their names. Raises InputError when there are none."""
-    folder = root / "images" / SPLITS[train]
     if not folder.is_dir():
-        raise InputError(
-            f"image folder {folder} is not there: ADE20K's layout is <folder>/images/{{training,validation}}"
-        )
-    images = FlatImageFolder(folder)
+        raise InputError(f"image folder {folder} is not there: the layout is <folder>/images/{{training,validation}}")
+    images = FlatImageFolder(folder, transform)
     if not len(images):
         raise InputError(f"image folder {folder} holds no images")
     return images

@@ -2,6 +2,7 @@
 
     python extract_feature.py --dataset CIFAR10
     python extract_feature.py --dataset Folder --data_path ~/photos --arch vit_small
+    python extract_feature.py --dataset ADE20K --data_path data/ADEChallengeData2016
     torchrun --nproc_per_node=2 extract_feature.py --dataset ImageNet
 
 writes features/CIFAR10_train.npy: (n, d + 1), one row an image in dataset order, not normalised, the label last.
@@ -32,6 +33,7 @@ from common.files import make_output_dir
 from common.image_datasets import cifar, class_folders, image_folder, split_folder
 from common.networks import add_model_kwargs_option, create_network
 from common.processes import Processes, autocast, launched
+from common.scenes import ADE20K, scene_folder, scene_images
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
@@ -54,11 +56,11 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Extract the features of every image of a pool with a pretrained network.")
-    parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "Folder"])
+    parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "ADE20K", "Folder"])
     parser.add_argument(
         "--data_path",
         default="data",
-        help="where CIFAR10 and CIFAR100 are downloaded to and ImageNet/ lies; with Folder, the folder",
+        help="where CIFAR10 and CIFAR100 are downloaded to and ImageNet/ lies; with ADE20K or Folder, the folder",
     )
     parser.add_argument("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     parser.add_argument("--arch", default="vit_small", help=f"{', '.join(VITS)}, an XCiT, resnet50, or any timm name")
@@ -110,13 +112,17 @@ def boolean(text: str) -> bool:
 def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     """The pool's name, for the feature file, and its folder.
 
-    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself.
+    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself. ADE20K's layout, with
+    masks or without, makes a pool of that name or, in another folder, of the folder's.
     """
     root, train = Path(args.data_path), args.split == "train"
     if args.dataset.startswith("CIFAR"):
         return args.dataset, root
     if args.dataset == "ImageNet":
         name, folder = "ImageNet", split_folder(root / "ImageNet", train)
+    elif args.dataset == "ADE20K":
+        folder = scene_folder(root, train)
+        name = args.dataset if folder.parents[1].name == ADE20K else folder.parents[1].resolve().name
     else:
         both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
         name, folder = root.resolve().name, split_folder(root, train) if both else root
@@ -134,6 +140,8 @@ def build_pool(args: argparse.Namespace, root: Path) -> Dataset:
     ])  # fmt: skip
     if args.dataset == "ImageNet":
         return class_folders(root, transform)
+    if args.dataset == "ADE20K":
+        return scene_images(root, transform)
     if args.dataset == "Folder":
         return image_folder(root, transform)
     return cifar(args.dataset, root, train=args.split == "train", transform=transform)

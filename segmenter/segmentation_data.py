@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.image_datasets import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
-from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_images
+from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images
 from common.subset_file import read_subset_ids
 from segmenter.scene_transforms import eval_transform
 
@@ -56,9 +56,10 @@ class Scenes(Dataset):
 def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationData:
     """Raises InputError for anything that is missing or does not fit, in any image or mask that will be used."""
     root = Path(args.data_path)
-    images = [Path(path) for path, _ in scene_images(root, train=True).samples]
-    val_images = [Path(path) for path, _ in scene_images(root, train=False).samples]
-    names = class_names(root, args.class_names and Path(args.class_names), args.num_classes)
+    images, val_images = (
+        [Path(path) for path, _ in scene_images(scene_folder(root, train)).samples] for train in (True, False)
+    )
+    names = class_names(images[0].parents[2], args.class_names and Path(args.class_names), args.num_classes)
     labels = MaskLabels(names, args.ignore_label, args.reduce_zero_label)
     chosen = range(len(images))
     if args.subset_ids:

@@ -2,16 +2,20 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_VIT_OPTIONS
 from digit_scenes import CLASSES, write_scenes
 from PIL import Image
 
 from common.errors import InputError
+from common.feature_file import read_features, read_image_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
+from data_selection.extract_feature import main as extract
 from segmenter.segmentation_data import build_data
 
 
@@ -153,6 +157,25 @@ def test_an_index_outside_the_pool_is_refused(scenes, tmp_path):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 5])])
 
 
+def test_the_folder_that_ade20k_was_unpacked_in_will_do(tmp_path):
+    write_scenes(tmp_path / "ADEChallengeData2016", training=2, validation=1)
+    assert len(data_of(tmp_path).train) == 2
+
+
 def test_another_layout_is_refused_with_the_one_that_is_needed(tmp_path):
-    with pytest.raises(InputError, match="ADE20K's layout is"):
+    with pytest.raises(InputError, match="the layout is <folder>/images/{training,validation}"):
         data_of(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "name"), [("ADEChallengeData2016", "ADE20K"), ("streets", "streets")])
+def test_extraction_needs_no_masks_and_counts_the_images_as_training_does(folder, name, backbone, tmp_path):
+    root = write_scenes(tmp_path / folder, training=3, validation=1)
+    trained_on = [path.name for path in data_of(root).train.paths]
+    shutil.rmtree(root / "annotations")
+    options = ["--dataset", "ADE20K", "--data_path", str(root), "--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS,
+               "--pretrained_weights", str(backbone), "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+    path = extract([*options, "--output_dir", str(tmp_path)])
+    features, labels = read_features(path)
+    assert path.name == f"{name}_train.npy" and features.shape == (3, 24) and labels.tolist() == [-1, -1, -1]
+    assert [image.name for image in read_image_paths(path, 3)] == trained_on
+    assert read_features(extract([*options, "--split", "val", "--output_dir", str(tmp_path)]))[0].shape == (1, 24)
