@@ -113,6 +113,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
+    """The type that --amp names: off, bf16 or fp16; auto is fp16 on CUDA, else off."""
+    if amp == "auto":
+        amp = "fp16" if device.type == "cuda" else "off"
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
     """Mixed precision of this type on the device, or none at all."""
     return torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()

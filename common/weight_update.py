@@ -82,6 +82,17 @@ def update_weights(
     return stop
 
 
+def in_parallel(model: nn.Module, processes: Processes, some_unused: bool = False) -> nn.Module:
+    """The model as it is trained: alone, or averaging its gradients with the other processes.
+
+    some_unused: some of its weights have no part in the loss.
+    """
+    if processes.size == 1:
+        return model
+    device_ids = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_unused)
+
+
 def to_network(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; images of bytes become floats, normalised with ImageNet's mean and std."""
     images, targets = (part.to(device, non_blocking=True) for part in batch)

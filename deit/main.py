@@ -26,7 +26,7 @@ from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import locked, write_json
-from common.processes import Interruption, Processes, launched
+from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint
 from common.training_state import TrainingState
@@ -34,7 +34,6 @@ from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
 from deit.recipe_options import parse_args
 from deit.run_parts import (
-    amp_dtype_of,
     build_eval_loader,
     build_model,
     build_plan,
@@ -141,9 +140,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     last, best = describe(state.last["test"]), describe(state.best["test"])
     report(processes, f"last {last}; best {best}, chosen on the test split")
     if folder:
-        from deit.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
+        from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
 
-        plot_curves(folder.log(), folder.path / "curves.png")
+        plot_finetuning_curves(folder.log(), folder.path / "curves.png")
         if args.confusion_matrix:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)

@@ -10,7 +10,6 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
@@ -20,9 +19,9 @@ from common.errors import InputError
 from common.image_cache import DecodedImages, KeptBatches
 from common.image_loader import ImageLoader
 from common.networks import create_network, input_size
-from common.processes import Processes
+from common.processes import Processes, amp_dtype_of
 from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
-from common.weight_update import Recipe
+from common.weight_update import Recipe, in_parallel
 from deit.distillation import DistillationLoss, base_criterion
 from deit.engine import ClassificationLoss
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
@@ -63,8 +62,9 @@ def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
     kept = args.model_ema_decay**updates
     if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
         recipe += (
-            f"\nnote: after {updates} updates at --model-ema-decay {args.model_ema_decay} the average (test_ema) "
-            f"still holds {kept:.0%} of its starting weights; --model-ema-warmup lets it follow a short run"
+            f"\nnote: after {updates} updates at --model-ema-decay {args.model_ema_decay} the "
+            f"moving average (test_ema) still holds {kept:.0%} of its starting weights; "
+            "--model-ema-warmup lets it follow a short run"
         )
     return recipe
 
@@ -131,12 +131,6 @@ def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: i
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
 
 
-def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
-    if amp == "auto":
-        amp = "fp16" if device.type == "cuda" else "off"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
 def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device) -> Recipe:
     """The loss and all that surrounds it. Loads the teacher where there is one."""
     mixup = None
@@ -191,12 +185,5 @@ def pins(args: argparse.Namespace, processes: Processes) -> bool:
 
 
 def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes) -> nn.Module:
-    """The model as it is trained: alone, or averaging its gradients with the other processes."""
-    if processes.size == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        # Without a teacher, the distillation head of a distilled model learns nothing.
-        find_unused_parameters=is_distilled(model) and args.distillation_type == "none",
-    )
+    # Without a teacher, the distillation head of a distilled model learns nothing.
+    return in_parallel(model, processes, some_unused=is_distilled(model) and args.distillation_type == "none")

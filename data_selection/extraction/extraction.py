@@ -21,6 +21,7 @@ from common.files import atomic_file, write_json
 from common.image_datasets import cifar, class_folders, image_folder
 from common.images import open_rgb
 from common.processes import Processes, autocast, launched
+from common.scenes import scene_images
 from data_selection.extraction.backbones import VITS, Backbone, build_backbone
 
 # Options that change no row of the feature file.
@@ -56,6 +57,8 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
     ])  # fmt: skip
     if args.dataset == "ImageNet":
         return class_folders(root, transform)
+    if args.dataset == "ADE20K":
+        return scene_images(root, transform)
     if args.dataset == "Folder":  # (departure) own photos are turned upright, and large ones decoded at a smaller size
         return image_folder(root, transform, partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size))
     return cifar(args.dataset, root, train=args.split == "train", transform=transform)
