@@ -122,6 +122,9 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in problems.items() if names)
         raise InputError(f"checkpoint {source} does not fit the model {type(model).__name__}: {listed}")
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken:
+        raise InputError(f"checkpoint {source} holds weights that are not finite: {_listing(broken)}")
     model.load_state_dict(weights, strict=False)
     return fresh
 

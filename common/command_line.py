@@ -1,12 +1,14 @@
 """What every command shares: options that are checked when they are read, and errors of one line."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import InputError
+from common.processors import usable_processors
+
+OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -31,6 +33,10 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(_report(f"error: {str(error).rsplit('InputError: ', 1)[-1]}", 2))
     except OSError as error:
         sys.exit(_report(f"error: {error}", 2))
+    except (MemoryError, RuntimeError) as error:  # torch has an OutOfMemoryError for GPUs, a RuntimeError for the CPU
+        if not any(sign in f"{type(error).__name__} {error}".lower() for sign in OUT_OF_MEMORY):
+            raise
+        sys.exit(_report(f"error: out of memory, use smaller batches: {str(error).split('. ')[0]}", 2))
     except KeyboardInterrupt:
         sys.exit(_report("interrupted", 130))
     sys.exit(0)
@@ -74,6 +80,5 @@ seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; ran
 
 
 def worker_count(wanted: int) -> int:
-    """Data loading processes: as many as wanted, never more than the processors this process may run on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(wanted, usable)
+    """Data loading processes: as many as wanted, never more than the processors this process may use."""
+    return min(wanted, usable_processors())

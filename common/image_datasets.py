@@ -56,14 +56,17 @@ def split_folder(root: Path, train: bool) -> Path:
 def class_folders(root: Path, transform: Transform | None = None) -> ImageFolder:
     """`<root>/<class>/*`, the ImageNet layout: classes and images in the order of their names.
 
-    Raises InputError when the folder is missing, has no class folders, or one of them holds no image.
+    Raises InputError when the folder is missing, or has no class folders with an image.
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
     try:
-        return ImageFolder(str(root), transform, loader=open_rgb)
+        folder = ImageFolder(str(root), transform, loader=open_rgb, allow_empty=True)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"image folder {root} cannot be used: {str(error).splitlines()[0]}") from None
+    if not folder.samples:
+        raise InputError(f"image folder {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
+    return folder
 
 
 def image_folder(root: Path, transform: Transform | None = None) -> ImageFolder | FlatImageFolder:

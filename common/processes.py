@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import InputError
 
@@ -65,6 +66,11 @@ class Processes:
         if error:
             raise error
         return result
+
+    def report(self, message: str) -> None:
+        """Print a line, in one process only, above its progress bars."""
+        if self.is_main:
+            tqdm.write(message)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -150,6 +156,10 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
     state = init_distributed_device_so(str(device), dist_url=dist_url)
     try:
         yield Processes(torch.device(state["device"]), state["global_rank"], state["world_size"])
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("another process of this run has ended; its own message says why") from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,6 +1,8 @@
 """The state of a training run: everything that it changes, saved and taken up again to the bit."""
 
 import argparse
+import zlib
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,12 +65,12 @@ class TrainingState:
     def checkpoint(self, args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
         """A copy in main memory, of plain tensors and values. "epoch" is the last one that was completed.
 
-        run: what its numbers depend on, to be compared when it is resumed.
+        run: everything that its numbers depend on, which is compared when it is resumed.
         """
         return in_main_memory({
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "lr_scheduler": self._schedule(),
             "epoch": self.epoch - 1,
             "update": self.update,
             "losses": self.losses,
@@ -80,15 +82,24 @@ class TrainingState:
             "run": run,
         })  # fmt: skip
 
-    def resume(self, checkpoint: dict[str, Any], source: str) -> None:
-        """Take up a checkpoint of `checkpoint`. Raises InputError when it is of another model or optimizer."""
+    def resume(self, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
+        """Take up what `checkpoint` saved, but for the schedule, which may be longer now: step it to its place.
+
+        Raises InputError, with the difference, when it was saved by anything but the same run or a shorter one.
+        """
+        changed = differences(checkpoint.get("run") or _run_of_old(checkpoint["args"]), run)
+        if changed:
+            advice = "choose another --output_dir, or the options of that run (only its length may grow)"
+            raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"checkpoint {source} is of a run with another model or optimizer: {reason}") from None
-        self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        if "plateau" in checkpoint["lr_scheduler"]:  # the one schedule that is no function of the place in the run
+            self.lr_scheduler.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"]["plateau"])
+            self.lr_scheduler.restore_lr = checkpoint["lr_scheduler"]["restore_lr"]
         if checkpoint.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint["scaler"])
         if self.model_ema:
@@ -96,6 +107,44 @@ class TrainingState:
         self.last, self.best = checkpoint.get("last", {}), checkpoint.get("best", {})
         self.epoch = checkpoint["epoch"] + 1
         self.update, self.losses = checkpoint.get("update", 0), checkpoint.get("losses", [])
+
+    def _schedule(self) -> dict[str, Any]:
+        state = self.lr_scheduler.state_dict()
+        plateau = getattr(self.lr_scheduler, "lr_scheduler", None)  # torch's, of which timm saves a part
+        if plateau is not None:
+            state |= {"plateau": plateau.state_dict(), "restore_lr": self.lr_scheduler.restore_lr}
+        return state
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], growing: tuple[str, ...] = ("epochs", "iterations")
+) -> list[str]:
+    """What differs between two runs, of what both know, as "lr was 0.01, is 0.1"; the lengths of a run may grow."""
+    now = in_main_memory(now)  # lists for tuples, as in a checkpoint
+    return [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in now.keys() & before.keys()
+        if before[name] != now[name] and not (name in growing and before[name] < now[name])
+    ]
+
+
+def checksum(parts: Iterable[bytes]) -> str:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "little"), crc))
+    return f"{crc:08x}"
+
+
+def weights_checksum(weights: dict[str, Tensor]) -> str:
+    names = sorted(weights)
+    values = (weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name in names)
+    return checksum(part for name, value in zip(names, values, strict=True) for part in (name.encode(), value.data))
+
+
+def _run_of_old(args: argparse.Namespace | dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints of the published code, which do not say what run they are of, tell of it."""
+    args = args if isinstance(args, dict) else vars(args)
+    return {name: str(args[name]).lower() for name in ("opt", "model") if name in args}
 
 
 def in_main_memory(tree: Any) -> Any:

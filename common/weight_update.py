@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.batch_stream import EpochPlan, seed_everything
 from common.errors import InputError
-from common.files import atomic_file
 from common.processes import Interruption, Processes, autocast
+from common.run_folder import write_checkpoint
 from common.training_state import TrainingState
 
 Batch = tuple[Tensor, Tensor]
@@ -75,7 +75,8 @@ def update_weights(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.model_ema is not None:
-        state.model_ema.update(state.model)
+        made = state.epoch * recipe.plan.updates + state.update + 1
+        state.model_ema.update(state.model, step=made if state.model_ema.use_warmup else None)
     state.update += 1
     state.losses.append(mean_loss)
     return stop
@@ -124,8 +125,7 @@ def give_up(
     place = {"epoch": state.epoch, "update": state.update, "lr": state.lr}
     if recipe.evidence_dir and not own_loss.isfinite():
         evidence = {"loss": own_loss.item(), "model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}
-        with atomic_file(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth") as temporary:
-            torch.save(place | evidence, temporary)
+        write_checkpoint(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth", place | evidence)
     processes.barrier()
     where = "epoch {epoch}, update {update}, lr {lr:g}".format(**place)
     saved = f"; the weights and the last batch are in {recipe.evidence_dir}/nonfinite_*.pth"

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import torch
 import torchvision.transforms as T
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -22,8 +26,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
 from common.command_line import ArgumentParser, number, run, worker_count

@@ -63,6 +63,12 @@ def end_epoch(state: TrainingState) -> None:
     state.next_epoch()
 
 
+def step_schedule_to(state: TrainingState) -> None:
+    """Set the rate of `state.epoch` on this run's schedule, which may be longer than that of its checkpoint."""
+    if state.epoch and not hasattr(state.lr_scheduler, "lr_scheduler"):  # plateau was resumed with the state
+        state.lr_scheduler.step(state.epoch - 1)
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,

@@ -10,24 +10,26 @@ checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch), summar
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
-from tqdm import tqdm
+from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
-from common.batch_stream import BatchStream, EpochPlan, seed_everything
+# isort: split
+import torch
+
+from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
-from common.files import write_json
+from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, newest_checkpoint, stop
 from common.training_state import TrainingState
-from deit.engine import end_epoch, evaluate, train_one_epoch
+from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
 from deit.recipe_options import parse_args
 from deit.run_parts import (
@@ -38,6 +40,7 @@ from deit.run_parts import (
     build_state,
     build_train_loader,
     describe_recipe,
+    describe_run,
     distributed,
     load_weights,
 )
@@ -48,8 +51,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     seed_everything(args.seed)
     with processes.main_first():
         data = build_datasets(args)
+    if data.unlabelled():
+        processes.report(data.unlabelled())
     model = build_model(args, len(data.classes))
-    own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
     eval_loader = build_eval_loader(args, data, processes)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
@@ -58,7 +63,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     )
     if args.eval:
         result = evaluate_now(model)
-        report(processes, f"{len(data.val)} images: {describe(result)}")
+        processes.report(f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
     if args.probe:
         from deit.frozen_probe import probe  # scikit-learn takes a second to load, and finetuning does without it
@@ -67,26 +72,30 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         return finish_probe(args, result, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
-    run = {"images_per_update": plan.images_per_update}
+    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    run = describe_run(args, data, plan, weights, recipe)
+    if args.auto_resume:
+        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     state = build_state(args, model, plan.images_per_update)
     if own_checkpoint:
-        resume(state, *own_checkpoint, args, plan)
-        report(processes, f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
-    elif args.start_epoch:
-        if args.start_epoch >= args.epochs:
-            raise InputError(f"--start_epoch {args.start_epoch} of --epochs {args.epochs} leaves nothing to train")
+        state.resume(*own_checkpoint, run)
+        processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
+    else:
         state.epoch = args.start_epoch
-        state.lr_scheduler.step(args.start_epoch - 1)
-    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    step_schedule_to(state)
+    if state.epoch >= args.epochs and not state.last:
+        raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    report(processes, describe_recipe(args, len(data.train), plan))
+    processes.report(f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
+    processes.report(describe_recipe(args, len(data.train), plan))
 
     epochs = range(state.epoch, args.epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
-    folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None
+    folder = None
+    if writes(args, processes):
+        folder = RunFolder(Path(args.output_dir), state.epoch, fresh=not own_checkpoint, tensorboard=args.tensorboard)
     progress = progress_bar(
         total=args.epochs * plan.updates,
         initial=state.epoch * plan.updates + state.update,
@@ -99,7 +108,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             lr = state.lr
             stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
             if stopping and state.update < plan.updates:
-                stop(args, run, state, folder, processes)
+                stop(folder, state, args, run, where(state), processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             improved = False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
@@ -117,16 +126,18 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
                     folder.save(state.checkpoint(args, run), names)
             if stopping and epoch < args.epochs - 1:
-                stop(args, run, state, folder, processes)
+                stop(folder, state, args, run, where(state), processes)
 
     summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)
-        per_class = (100 * confusion.diagonal() / confusion.sum(dim=1).clamp_min(1)).tolist()
-        summary["per_class_acc1"] = dict(zip(data.classes, per_class, strict=True))
+        summary["per_class_acc1"] = {
+            name: 100 * row[label].item() / row.sum().item() if row.any() else None  # None: no image to evaluate
+            for label, (name, row) in enumerate(zip(data.classes, confusion, strict=True))
+        }
     last, best = describe(state.last["test"]), describe(state.best["test"])
-    report(processes, f"last {last}; best {best}, chosen on the test split")
+    processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
         from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
 
@@ -134,52 +145,26 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if args.confusion_matrix:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
-        report(processes, f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
+        processes.report(f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
     return summary
+
+
+def where(state: TrainingState) -> str:
+    return f"in epoch {state.epoch} after update {state.update}"
 
 
 def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
 
 
-def resume(
-    state: TrainingState, checkpoint: dict[str, Any], source: str, args: argparse.Namespace, plan: EpochPlan
-) -> None:
-    """Take up an own checkpoint. Raises InputError when it is of a run with other updates, or is finished."""
-    state.resume(checkpoint, source)
-    if state.update and checkpoint.get("run", {}).get("images_per_update") != plan.images_per_update:
-        raise InputError(f"checkpoint {source} is within an epoch: keep its --total-batch-size")
-    if state.epoch >= args.epochs and not state.last:
-        raise InputError(f"checkpoint {source} is after epoch {state.epoch - 1}: raise --epochs, or --eval")
-
-
-def stop(
-    args: argparse.Namespace,
-    run: dict[str, Any],
-    state: TrainingState,
-    folder: RunFolder | None,
-    processes: Processes,
-) -> NoReturn:
-    """Save the state of an interrupted run and exit with a code of its own."""
-    saved = "no --output_dir: nothing was saved"
-    if args.output_dir:
-        saved = f"continue with --auto-resume; saved in {args.output_dir}"
-    if folder:
-        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
-        folder.finish()
-    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {saved}")
-    processes.barrier()
-    raise SystemExit(Interruption.EXIT_CODE)
-
-
 def finish_probe(
     args: argparse.Namespace, result: dict[str, Any], data: FinetuningData, processes: Processes
 ) -> dict[str, Any]:
     summary = {"probe": args.probe, "last": {"test": result}, "images": len(data.train)}
-    report(processes, f"{args.probe} readout of the frozen features: {describe(result)}")
+    processes.report(f"{args.probe} readout of the frozen features: {describe(result)}")
     if writes(args, processes):
         write_json(Path(args.output_dir) / "summary.json", summary, indent=2)
-        report(processes, f"wrote {args.output_dir}/summary.json")
+        processes.report(f"wrote {args.output_dir}/summary.json")
     return summary
 
 
@@ -193,15 +178,12 @@ def describe(result: dict[str, Any]) -> str:
     return f"top-1 {result['acc1']:.2f}%, top-5 {result['acc5']:.2f}%{when}"
 
 
-def report(processes: Processes, message: str) -> None:
-    if processes.is_main:
-        tqdm.write(message)
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best accuracies, as in summary.json."""
     args = parse_args(argv)
-    with launched(args.device, args.dist_url) as processes:
+    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
+        if args.output_dir and not args.eval:
+            processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
         return finetune(args, processes)
 
 

@@ -13,6 +13,13 @@ from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
+# Options that change no result, and those whose files or effect are compared instead: a run is resumed with any others.
+NO_INFLUENCE = (
+    "accum_steps", "auto_resume", "cache_mb", "confusion_matrix", "cooldown_epochs", "device", "dist_eval", "dist_url",
+    "eval", "eval_interval", "model_ema_force_cpu", "num_workers", "output_dir", "pin_mem", "probe", "resplit",
+    "save_interval", "tensorboard", "world_size",
+    "batch_size", "data_path", "finetune", "resume", "subset_ids", "teacher_path", "total_batch_size",
+)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
     add("--no-model-ema", dest="model_ema", action="store_false")
     add("--model-ema-decay", default=0.99996, type=share)
+    add("--model-ema-warmup", action="store_true", help="let the decay grow to --model-ema-decay; for short runs")
     add("--model-ema-force-cpu", action="store_true", help="keep the moving average in main memory")
 
     group = parser.add_argument_group("optimiser")

@@ -20,13 +20,14 @@ from common.image_cache import DecodedImages, KeptBatches
 from common.image_loader import ImageLoader
 from common.networks import create_network, input_size
 from common.processes import Processes, amp_dtype_of
-from common.run_folder import newest_checkpoint
-from common.training_state import TrainingState, is_own_checkpoint
+from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
 from common.weight_update import Recipe, in_parallel
 from deit.distillation import DistillationLoss, base_criterion
 from deit.engine import ClassificationLoss
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
-from deit.recipe_options import PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
+from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
+
+MUCH_OF_THE_AVERAGE = 0.1
 
 
 def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[Sampler[int], EpochPlan]:
@@ -57,6 +58,13 @@ def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
     if (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"
+    updates = args.epochs * plan.updates
+    kept = args.model_ema_decay**updates
+    if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
+        recipe += (
+            f"\nnote: after {updates} updates at decay {args.model_ema_decay} the moving average (test_ema) "
+            f"still holds {kept:.0%} of its starting weights; --model-ema-warmup lets it follow a short run"
+        )
     return recipe
 
 
@@ -74,22 +82,37 @@ def is_distilled(model: nn.Module) -> bool:
     return hasattr(model, "set_distilled_training")
 
 
-def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[dict[str, Any], str] | None:
-    """Load --finetune and --resume into the model. Returns the run's own checkpoint to go on from, and its source.
+def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
+    """Load --finetune and --resume into the model.
 
+    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
     """
-    if args.auto_resume and (own := newest_checkpoint(Path(args.output_dir))):
-        return own
-    fresh = [name for name, _ in model.named_parameters()]
+    loaded, fresh = [], [name for name, _ in model.named_parameters()]
     for source in filter(None, (args.finetune, args.resume)):
         checkpoint = fetch_checkpoint(source)
         if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
-            return checkpoint, source
-        fresh = load_pretrained(model, network_weights(checkpoint, source), source)
+            return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
+        weights = network_weights(checkpoint, source)
+        loaded.append(weights_checksum(weights))
+        fresh = load_pretrained(model, weights, source)
     if args.eval and fresh:
         raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
-    return None
+    return " and ".join(loaded) or "none", None
+
+
+def describe_run(
+    args: argparse.Namespace, data: FinetuningData, plan: EpochPlan, weights: str | None, recipe: Recipe
+) -> dict[str, Any]:
+    """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
+    options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
+    run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
+    if weights is not None:
+        run["weights"] = weights
+    teacher = recipe.loss.criterion.teacher
+    if teacher is not None:
+        run["teacher_weights"] = weights_checksum(teacher.state_dict())
+    return run
 
 
 def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: int) -> TrainingState:
@@ -98,7 +121,8 @@ def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: i
     # (departure) The published script copies the model before it loads the weights, so its average holds noise.
     ema = None
     if args.model_ema:
-        ema = ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
+        device_of_ema = "cpu" if args.model_ema_force_cpu else None
+        ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
     lr = scaled_lr(args, images_per_update)
     optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
     lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
