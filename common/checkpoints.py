@@ -1,8 +1,11 @@
 """Checkpoints from anywhere: read as data, never as code, and loaded so that every backbone weight is accounted for."""
 
 import argparse
+import contextlib
+import io
 import math
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -11,41 +14,47 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed
-from timm.models.xcit import Xcit
-from timm.models.xcit import checkpoint_filter_fn as rename_xcit_weights
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.files import kind_of_file
 
 Weights = dict[str, Tensor]
 
 # Classification heads (timm's and torchvision's names) and DINO's projection head; `head_dist` is DeiT's second head.
 HEADS = ("head.", "head_dist.", "fc.")
-# Wrappers that leave their name in the keys: DistributedDataParallel, DINO's MultiCropWrapper.
-WRAPPERS = ("module.", "backbone.")
+# Parts that pretraining needs and nothing else: DINOv2's heads and mask, MAE's decoder.
+ONLY_FOR_PRETRAINING = ("dino_head.", "ibot_head.", "mask_token", "decoder_")
+# Wrappers that leave their names in the keys: DistributedDataParallel, DINO's, torch.compile, Lightning.
+WRAPPERS = ("module.", "backbone.", "_orig_mod.", "model.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a .pth or .safetensors file onto the CPU, executing nothing that is in it.
+    """Read a PyTorch or safetensors file, whatever it is called, onto the CPU, executing nothing that is in it.
 
     Raises InputError when the file is missing, truncated, or holds anything but tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not there")
+    kind = kind_of_file(path) or ""
+    is_torch = "zip archive" in kind or "pickle" in kind
     try:
-        if path.suffix == ".safetensors":
+        if "safetensors" in kind or (path.suffix == ".safetensors" and not is_torch):
             return safetensors.torch.load_file(path)
         # The published checkpoints keep their options in a Namespace, which is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        if kind and not is_torch:
+            raise InputError(f"checkpoint {path} is no checkpoint: {kind}") from None
         raise InputError(
             f"checkpoint {path} cannot be read as plain tensors: it is damaged, or holds Python objects, which may run "
             "code when unpickled; save its state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = kind if kind and not is_torch and "safetensors" not in kind else reason
         raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
@@ -73,13 +82,18 @@ def network_weights(checkpoint: dict[str, Any], source: str, key: str = "teacher
     """The weights of one network, under their plain names.
 
     A checkpoint is a bare state dict, or holds several networks: the one under `key` is taken, else "model", else
-    "state_dict". Raises InputError when none of them is there.
+    "state_dict". Raises InputError when none of them is there, or when two networks are mixed in it.
     """
     network = next((checkpoint[name] for name in (key, "model", "state_dict") if name in checkpoint), checkpoint)
     if not isinstance(network, dict) or not network or not all(isinstance(w, Tensor) for w in network.values()):
         found = ", ".join(map(str, list(checkpoint)[:10])) or "nothing"
         raise InputError(f"checkpoint {source} holds no network under {key}, model or state_dict; it holds {found}")
-    return {_plain_name(name): weight for name, weight in network.items()}
+    weights: Weights = {}
+    for name, weight in network.items():
+        if _plain_name(name) in weights:
+            raise InputError(f"checkpoint {source} mixes several networks: {name} and another are one weight; keep one")
+        weights[_plain_name(name)] = weight
+    return weights
 
 
 def _plain_name(name: str) -> str:
@@ -91,25 +105,26 @@ def _plain_name(name: str) -> str:
 def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str]:
     """Load pretrained weights into `model`; every backbone weight must be matched, only a head may be dropped or fresh.
 
-    Position embeddings of another size are interpolated. The extra token of a distilled DeiT, which a plain ViT lacks,
-    stays as initialised.
+    Their owners' names (Facebook's DINOv2 and DINOv3, OpenCLIP's image towers, XCiT, ...) are those that timm knows how
+    to convert for the model. Position embeddings of another size are interpolated. The extra token of a distilled DeiT,
+    which a plain ViT lacks, stays as initialised.
     (departure) The published scripts load with strict=False and go on with random weights where names do not fit.
 
     Returns: the names of the model's weights that stayed as initialised.
-    Raises: InputError, listing the keys, when anything else is missing, unexpected or of another shape.
+    Raises: InputError, listing the keys, when anything else is missing, unexpected, of another shape or not finite.
     """
     own = model.state_dict()
-    if isinstance(model, Xcit):
-        weights = rename_xcit_weights(dict(weights), model)
+    heads = _heads_of(model)
     weights = {
         name: weight
-        for name, weight in weights.items()
-        if not name.startswith(HEADS) or (name in own and own[name].shape == weight.shape)
+        for name, weight in _in_timms_names(weights, model).items()
+        if not name.startswith((*HEADS, *heads, *ONLY_FOR_PRETRAINING))
+        or (name in own and own[name].shape == weight.shape)
     }
     if "pos_embed" in weights and "pos_embed" in own:
         weights["pos_embed"] = _resize_position_embedding(weights["pos_embed"], own["pos_embed"], model)
 
-    fresh = [name for name in own if name not in weights and (name.startswith(HEADS) or name == "dist_token")]
+    fresh = [name for name in own if name not in weights and (name.startswith(heads) or name == "dist_token")]
     problems = {
         "missing": [name for name in own if name not in weights and name not in fresh],
         "unexpected": [name for name in weights if name not in own],
@@ -122,11 +137,45 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in problems.items() if names)
         raise InputError(f"checkpoint {source} does not fit the model {type(model).__name__}: {listed}")
-    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
     if broken:
         raise InputError(f"checkpoint {source} holds weights that are not finite: {_listing(broken)}")
     model.load_state_dict(weights, strict=False)
     return fresh
+
+
+def _heads_of(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of the classifier's weights."""
+    classifier = getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("classifier")
+    if not classifier:
+        return HEADS
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+
+
+def _in_timms_names(weights: Weights, model: nn.Module) -> Weights:
+    """The weights as timm's own conversion for this kind of model renames them, or as they are where it has none.
+
+    It also resizes patches and leaves out biases that the model lacks, which would load weights that do not fit: these
+    are kept as they were, for `load_pretrained` to refuse.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return weights
+    # A distilled DeiT has one token more than a plain checkpoint: see _resize_position_embedding.
+    kept = {"pos_embed": weights["pos_embed"]} if hasattr(model, "dist_token") and "pos_embed" in weights else {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            converted = convert({name: weight for name, weight in weights.items() if name not in kept}, model) | kept
+    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError, AssertionError):
+        return weights
+    patches, given = converted.get("patch_embed.proj.weight"), [w for w in weights.values() if w.ndim == 4]
+    if patches is not None and given and all(w.data_ptr() != patches.data_ptr() for w in weights.values()):
+        converted["patch_embed.proj.weight"] = given[0]  # of another size
+    for name in weights if "storage_tokens" in weights else ():  # DINOv3, some of whose biases are all zero
+        queries, _, values = weights[name].chunk(3) if name.endswith("qkv.bias") else ([], [], [])
+        if name.replace("qkv.bias", "q_bias") not in converted and (any(queries) or any(values)):
+            converted[name] = weights[name]
+    return converted
 
 
 def _listing(names: list[str], most: int = 8) -> str:

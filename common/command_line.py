@@ -1,6 +1,7 @@
 """What every command shares: options that are checked when they are read, and errors of one line."""
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,6 +20,34 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
+
+
+class KeyValues(argparse.Action):
+    """KEY=VALUE ... as a dictionary, the values as Python literals where they are some, else as text."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parsed = {}
+        for text in values:
+            key, equals, value = text.partition("=")
+            if not equals:
+                parser.error(f"argument {option_string}: {text!r} is not KEY=VALUE")
+            try:
+                parsed[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                parsed[key] = value
+        setattr(namespace, self.dest, parsed)
+
+
+def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-kwargs",
+        "--model_kwargs",
+        nargs="*",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="keyword overrides for timm's create_model, such as img_size=32 patch_size=8 embed_dim=128",
+    )
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -4,15 +4,17 @@ While it is being computed it is called `<name>.npy.partial` and its missing row
 any moment leaves nothing that looks finished, and any number of processes can continue it.
 """
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import kind_of_file, read_json, write_json
 
 ROWS_AT_A_TIME = 65536
 
@@ -22,9 +24,10 @@ def unfinished(path: Path) -> Path:
     return Path(f"{path}.partial")
 
 
-def read_features(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Open a feature file without reading it into memory.
 
+    labels: whether its last column is the label; without one, as in files of other tools, all columns are features.
     Returns: features (n, d), memory-mapped, and labels (n,), int64 (-1 where unknown).
     Raises: InputError when it is missing, unfinished, pickled, not 2-D, not of floating point numbers, or has labels
         that are no whole numbers (features alone, without the label column, say).
@@ -36,22 +39,51 @@ def read_features(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"feature file {path} is no plain .npy array: {error}") from None
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[0] < 1 or table.shape[1] < 2:
-        shape = getattr(table, "shape", "several arrays")
-        raise InputError(f"feature file {path} has shape {shape}, not (n, d + 1) with the label in the last column")
+        kind = kind_of_file(path) or ""
+        reason = kind if kind and "(.npy)" not in kind else str(error).splitlines()[0]
+        raise InputError(f"feature file {path} is no plain .npy array: {reason}") from None
+    columns = "(n, d + 1) with the label in the last column" if labels else "(n, d)"
+    if not isinstance(table, np.ndarray):
+        raise InputError(f"feature file {path} holds several arrays ({', '.join(table.files[:5])}), not {columns}")
+    if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] < 1 + labels:
+        shape = f"shape {table.shape}" if table.ndim else "a single number"
+        raise InputError(f"feature file {path} has {shape}, not {columns}")
     if table.dtype.kind != "f":
         raise InputError(f"feature file {path} holds {table.dtype}, not floating point numbers")
-    labels = np.array(table[:, -1], dtype=np.float64)
-    if not np.isfinite(labels).all():
+    if not labels:
+        return table, np.full(len(table), -1)
+    column = np.array(table[:, -1], dtype=np.float64)
+    if not np.isfinite(column).all():
         raise InputError(
-            f"feature file {path}: row {int(np.argmin(np.isfinite(labels)))} has no finite label (last column)"
+            f"feature file {path}: row {int(np.argmin(np.isfinite(column)))} has no finite label (last column)"
         )
-    whole = labels == labels.round()
+    whole = column == column.round()
     if not whole.all():
         row = int(np.argmin(whole))
-        raise InputError(f"feature file {path}: the last column is the label, and that of row {row} is {labels[row]:g}")
-    return table[:, :-1], labels.astype(np.int64)
+        raise InputError(f"feature file {path}: the last column is the label, and that of row {row} is {column[row]:g}")
+    return table[:, :-1], column.astype(np.int64)
+
+
+def description_file(feature_path: Path) -> Path:
+    """Where it is written what the features are: model, weights, token, d, size, mean, std, interpolation."""
+    return feature_path.with_suffix(".json")
+
+
+def read_description(feature_path: str | Path) -> dict[str, Any] | None:
+    """What the features of a file are, None where that is not known (features of another tool, say)."""
+    path = description_file(Path(feature_path))
+    described = read_json(path, "description of the features") if path.is_file() else None
+    return described if isinstance(described, dict) and "model" in described else None
+
+
+def in_words(description: dict[str, Any]) -> str:
+    """One line on a network and its features, as written beside them."""
+    mean, std = (" ".join(f"{value:.3g}" for value in description[key]) for key in ("mean", "std"))
+    return (
+        f"{description['model']}, weights {description['weights']}; feature: {description['feature']}, "
+        f"d {description['d']}; images {description['input_size']}x{description['input_size']} "
+        f"({description['interpolation']}), mean {mean}, std {std}"
+    )
 
 
 def paths_file(feature_path: Path) -> Path:
@@ -73,16 +105,36 @@ def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
     return [Path(root, path) for path in paths]
 
 
+class PoolImage(NamedTuple):
+    """An image of the pool, relative to its folder, with what tells whether it is still the same file."""
+
+    path: str
+    label: int
+    size: int
+    modified: int
+
+
+def pool_images(root: Path, samples: Iterable[tuple[str, int]]) -> list[PoolImage]:
+    """The images of a folder in the order of its samples (path, label)."""
+
+    def stamp(path: str, label: int) -> PoolImage:
+        status = Path(path).stat()
+        return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
+
+    return [stamp(path, label) for path, label in samples]
+
+
 class FeatureFile:
     """A feature file that is written block by block, by one process or several.
 
     Usage: `prepare` in one process, then `open` and `write` in each, then `finish` in one. `settings` is what the
-    features depend on: an unfinished file is continued only by a run with the same.
+    features depend on: an unfinished file is continued only by a run with the same. `images` are those of a pool of
+    files: a run with other ones keeps the rows of those that are still there and unchanged.
     """
 
-    def __init__(self, path: Path, n: int, d: int, settings: dict[str, Any]):
-        self.path, self.shape = path, (n, d + 1)
-        self.settings = {"n": n, "d": d, **settings}
+    def __init__(self, path: Path, n: int, d: int, settings: dict[str, Any], images: Sequence[PoolImage] | None = None):
+        self.path, self.shape, self.images = path, (n, d + 1), images
+        self.settings = {"d": d, **settings} if images else {"n": n, "d": d, **settings}
 
     @property
     def settings_path(self) -> Path:
@@ -90,32 +142,75 @@ class FeatureFile:
 
     def prepare(self, resume: bool) -> None:
         """Create the unfinished file, all rows missing, or check that the one that is there can be continued."""
-        if resume and unfinished(self.path).is_file():
+        if resume and unfinished(self.path).is_file() and self.settings_path.is_file():
             before = read_json(self.settings_path, "settings of the unfinished features")
             changed = [
                 f"{key} was {before.get(key)}, is {now}" for key, now in self.settings.items() if before.get(key) != now
             ]
             if changed:
                 raise InputError(f"--resume: {unfinished(self.path)} was begun differently: {'; '.join(changed)}")
+            if self.images:
+                self._follow_images([PoolImage(*image) for image in before.get("images", ())])
             return
         self.settings_path.unlink(missing_ok=True)
-        with unfinished(self.path).open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            try:  # written out, not left sparse: a disk that is too full shows now
+        self._create(unfinished(self.path))
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        write_json(self.settings_path, {**self.settings, "images": self.images} if self.images else self.settings)
+
+    def _create(self, path: Path) -> None:
+        try:
+            with path.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                # written out, not left sparse: a disk that is too full shows now
                 for start in range(0, self.shape[0], ROWS_AT_A_TIME):
                     rows = min(ROWS_AT_A_TIME, self.shape[0] - start)
                     file.write(np.full((rows, self.shape[1]), np.nan, "<f4").data)
                 file.flush()
-            except OSError as error:
-                unfinished(self.path).unlink()
-                raise InputError(f"cannot write {self.path}: {error.strerror}") from None
-        write_json(self.settings_path, self.settings)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def _follow_images(self, before: Sequence[PoolImage]) -> None:
+        """Where the pool's images changed, move the rows of those that are still the same to where they are now.
+
+        The moved table gets its name after the settings, which say which images it is of: a run that is killed in
+        between is continued with the one that they are of.
+        """
+        if self._moved(before).is_file():
+            self._moved(before).replace(unfinished(self.path))
+        if list(before) == list(self.images):
+            return
+        old = self._table("r", len(before))
+        row_of = {(image.path, image.size, image.modified): row for row, image in enumerate(before)}
+        moved = self._moved(self.images)
+        self._create(moved)
+        table = np.lib.format.open_memmap(moved, mode="r+")
+        for row, image in enumerate(self.images):
+            source = row_of.get((image.path, image.size, image.modified))
+            if source is not None and np.isfinite(old[source]).all():
+                table[row, :-1], table[row, -1] = old[source, :-1], image.label
+        table.flush()
+        self._write_settings()
+        moved.replace(unfinished(self.path))
+
+    def _moved(self, images: Sequence[PoolImage]) -> Path:
+        return Path(f"{unfinished(self.path)}.{crc32(json.dumps(images).encode()):08x}")
 
     def open(self) -> None:
-        self.table = np.lib.format.open_memmap(unfinished(self.path), mode="r+")
-        if self.table.shape != self.shape:
-            raise InputError(f"{unfinished(self.path)} has shape {self.table.shape}, not {self.shape}: remove it")
+        self.table = self._table("r+", self.shape[0])
+
+    def _table(self, mode: str, n: int) -> np.memmap:
+        path = unfinished(self.path)
+        try:
+            table = np.lib.format.open_memmap(path, mode=mode)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path} cannot be continued ({error}): remove it") from None
+        if table.shape != (n, self.shape[1]):
+            raise InputError(f"{path} has shape {table.shape}, not {(n, self.shape[1])}: remove it")
+        return table
 
     def missing_blocks(self, block: int) -> list[range]:
         """The blocks of `block` consecutive rows of which any row is missing."""
@@ -128,6 +223,14 @@ class FeatureFile:
         self.table[rows.start : rows.stop, :-1] = features
         self.table[rows.start : rows.stop, -1] = labels
 
+    def missing_rows(self) -> list[int]:
+        """The rows that are missing, of images that cannot be read."""
+        starts = range(0, self.shape[0], ROWS_AT_A_TIME)
+        missing = [
+            start + np.isnan(self.table[start : start + ROWS_AT_A_TIME]).any(axis=1).nonzero()[0] for start in starts
+        ]
+        return np.concatenate(missing).tolist()
+
     def finish(self) -> None:
         """Give the complete file its name."""
         self.table.flush()
@@ -136,6 +239,6 @@ class FeatureFile:
 
 
 def write_image_paths(feature_path: Path, root: Path, paths: Iterable[str]) -> None:
-    """List the images of a feature file, relative to the pool's folder, one a line."""
+    """List the images of a feature file, relative to the pool's folder, one per line."""
     relative = [os.path.relpath(path, root) for path in paths]
     write_json(paths_file(feature_path), {"root": str(root.resolve()), "paths": relative}, indent=0)

@@ -13,6 +13,25 @@ from typing import Any
 
 from common.errors import InputError
 
+# The first bytes of files that are taken for another, and what they are; a text may start with white space.
+FILE_KINDS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    b"<!doctype html": "an HTML page (of a download that failed?)",
+    b"<html": "an HTML page (of a download that failed?)",
+    b"<?xml": "an XML file",
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"PK\x03\x04": "a zip archive, as .npz files and PyTorch checkpoints are",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\x80": "a Python pickle, as old PyTorch checkpoints are",
+    b"\x89HDF": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"{": "a JSON file",
+    b"[": "a JSON file",
+}
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -68,6 +87,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def kind_of_file(path: str | Path) -> str | None:
+    """What a file is that is not what it should be, as the end of a sentence; None where its first bytes do not say."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    if not start:
+        return "it is empty"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, kind in FILE_KINDS.items():
+        if text.startswith(beginning) or start.startswith(beginning):
+            return f"it is {kind}"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return "it is a safetensors file"
+    if all(byte >= 0x20 or byte in b"\t\r\n" for byte in start):
+        return "it is a CSV or text file" if b"," in start or b";" in start or b"\t" in start else "it is a text file"
+    return None
+
+
 def make_output_dir(path: str | Path) -> Path:
     """Create the folder if need be and try to write in it, so that a long run does not fail at its last step."""
     folder = Path(path)
@@ -78,3 +117,9 @@ def make_output_dir(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write into the output folder {folder}: {error.strerror}") from None
     return folder
+
+
+def split_folder(root: Path, train: bool) -> Path:
+    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
+    names = ("train",) if train else ("val", "test")
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])

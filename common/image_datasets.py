@@ -1,59 +1,88 @@
 """Images with labels, in one order for both stages: an index chosen from the features is the same image in training."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import InputError
+from common.files import split_folder as split_folder
+from common.images import open_rgb
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 Transform = Callable[[Image.Image], Any]
+Loader = Callable[[str], Image.Image]
 NO_LABEL = -1
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """Raises InputError, naming the file, when it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UNREADABLE as error:
-        raise InputError(f"cannot read the image {path}: {error}; repair or remove it") from None
+class ImageFiles(Dataset):
+    """Image files and labels: what `FlatImageFolder` and `ClassFolders` share."""
 
-
-class FlatImageFolder(Dataset):
-    """All images directly in one folder, in the order of their names, without labels (-1)."""
-
-    classes = ()
-
-    def __init__(self, root: Path, transform: Transform | None = None):
-        self.root, self.transform = root, transform
-        self.samples = [(str(path), NO_LABEL) for path in sorted(root.iterdir()) if _is_image(path)]
+    root: Path
+    samples: list[tuple[str, int]]
+    classes: list[str]
+    transform: Transform | None
+    loader: Loader
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
-        image = open_rgb(path)
+        image = self.loader(path)
         return (self.transform(image) if self.transform else image), label
 
 
-def _is_image(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(IMG_EXTENSIONS)
+class FlatImageFolder(ImageFiles):
+    """All images directly in one folder, in the order of their names, without labels (-1)."""
+
+    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
+        self.root, self.transform, self.loader, self.classes = root, transform, loader, []
+        self.samples = [
+            (str(path), NO_LABEL) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file()
+        ]
 
 
-def split_folder(root: Path, train: bool) -> Path:
-    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
-    names = ("train",) if train else ("val", "test")
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+class ClassFolders(ImageFiles):
+    """`<root>/<class>/**`: classes and images in the order of their names, as torchvision's ImageFolder has them.
+
+    Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
+    """
+
+    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
+        self.root, self.transform, self.loader = root, transform, loader
+        self.classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+        self.samples = [
+            (path, label) for label, name in enumerate(self.classes) for path in images_below(str(root / name))
+        ]
 
 
-def class_folders(root: Path, transform: Transform | None = None) -> ImageFolder:
+def images_below(folder: str) -> list[str]:
+    """The images in a folder and its subfolders, folder by folder."""
+    found = []
+    for inside, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = (name for name in subfolders if not is_hidden(name))
+        found.append((inside, [f"{inside}{os.sep}{name}" for name in sorted(files) if is_image(name)]))
+    return [path for _, paths in sorted(found) for path in paths]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no data: hidden, or what macOS adds to an archive."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image, and not hidden."""
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
+
+
+def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ClassFolders:
     """`<root>/<class>/*`, the ImageNet layout: classes and images in the order of their names.
 
     Raises InputError when the folder is missing, or has no class folders with an image.
@@ -61,37 +90,43 @@ def class_folders(root: Path, transform: Transform | None = None) -> ImageFolder
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
     try:
-        folder = ImageFolder(str(root), transform, loader=open_rgb, allow_empty=True)
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"image folder {root} cannot be used: {str(error).splitlines()[0]}") from None
-    if not folder.samples:
+        folders = ClassFolders(root, transform, loader)
+    except OSError as error:
+        raise InputError(f"image folder {root} cannot be used: {error}") from None
+    if not folders.classes:
+        raise InputError(f"image folder {root} cannot be used: it has no class folders")
+    if not folders.samples:
         raise InputError(f"image folder {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
-    return folder
+    return folders
 
 
-def image_folder(root: Path, transform: Transform | None = None) -> ImageFolder | FlatImageFolder:
+def image_folder(
+    root: Path, transform: Transform | None = None, loader: Loader = open_rgb
+) -> ClassFolders | FlatImageFolder:
     """Any folder of images: class folders, or all images flat in it.
 
     Raises InputError when it is missing, empty, or both at once (which images have labels could only be guessed).
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
-    flat = FlatImageFolder(root, transform)
-    subfolders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    flat = FlatImageFolder(root, transform, loader)
+    subfolders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
     if flat.samples and subfolders:
         raise InputError(
             f"image folder {root} holds images as well as folders ({subfolders[0]}); use one folder per class, or none"
         )
     if not flat.samples and not subfolders:
         raise InputError(f"image folder {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
-    return flat if flat.samples else class_folders(root, transform)
+    return flat if flat.samples else class_folders(root, transform, loader)
 
 
-def cifar(name: str, root: Path, train: bool, transform: Transform | None = None) -> CIFAR10 | CIFAR100:
+def cifar(name: str, root: Path, train: bool, transform: Transform | None = None) -> "CIFAR10 | CIFAR100":
     """torchvision's CIFAR10 or CIFAR100 in `root`, downloaded when it is not there.
 
     Raises InputError, saying where to put the archive by hand, when it cannot be downloaded.
     """
+    from torchvision.datasets import CIFAR10, CIFAR100  # seconds to load, and folders do without
+
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
     try:
         return dataset(str(root), train=train, transform=transform, download=True)

@@ -1,42 +1,52 @@
-"""Networks are timm's; a keyword override makes a user's own small ViT as usable as the published ones."""
+"""Networks are timm's, by any name it knows; a keyword override makes a user's own small ViT as usable as those."""
 
-import argparse
 import difflib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import timm
-from timm.models import get_pretrained_cfg
-from timm.utils import ParseKwargs
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
+from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
+from common.command_line import add_model_kwargs_option as add_model_kwargs_option
 from common.errors import InputError
+from common.hub import hub_config
+
+HUB = "hf-hub:"
+PUBLISHED_INPUT_SIZE = 224
+# DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
+PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
 
 
-def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model-kwargs",
-        "--model_kwargs",
-        nargs="*",
-        default={},
-        action=KeywordOverrides,
-        metavar="KEY=VALUE",
-        help="keyword overrides for timm's create_model, such as img_size=32 patch_size=8 embed_dim=128",
-    )
+class Preprocessing(NamedTuple):
+    """What a network expects: square images of `input_size` pixels per side, normalised per channel."""
+
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
 
 
-def input_size(args: argparse.Namespace) -> int:
-    """Pixels per side of the images: --input-size, else img_size of --model-kwargs, else 224."""
-    return args.input_size or args.model_kwargs.get("img_size", 224)
+def preprocessing(
+    name: str, input_size: int | None = None, model_kwargs: dict[str, Any] | None = None
+) -> Preprocessing:
+    """How to prepare images for a timm network; statistics and interpolation are those of timm's configuration for it.
 
-
-class KeywordOverrides(ParseKwargs):
-    """timm's KEY=VALUE parsing, with an error of one line for anything else."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        for value in values:
-            if "=" not in value:
-                parser.error(f"argument {option_string}: {value!r} is not KEY=VALUE")
-        super().__call__(parser, namespace, values, option_string)
+    The plain ViTs of the published scripts get ImageNet's statistics when `name` has no tag to say whose weights are
+    meant. Without an input size it is img_size of `model_kwargs`; else 224, as published, where the patches divide
+    that, or the network's own size.
+    Raises InputError for a name or a tag that timm does not know.
+    """
+    config, kwargs = model_config(name), model_kwargs or {}
+    if not input_size:
+        patch = kwargs.get("patch_size") or next(map(int, re.findall(r"patch(\d+)", name)), None)
+        fits = PUBLISHED_INPUT_SIZE % patch == 0 if patch else not config.get("fixed_input_size")
+        input_size = kwargs.get("img_size") or (PUBLISHED_INPUT_SIZE if fits else config["input_size"][-1])
+    if PUBLISHED_VITS.fullmatch(name) or "mean" not in config:
+        return Preprocessing(input_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bicubic")
+    return Preprocessing(input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
 
 
 def create_network(
@@ -44,22 +54,44 @@ def create_network(
 ) -> nn.Module:
     """A timm network with fresh weights for square images of `input_size` pixels.
 
-    `model_kwargs` are the user's overrides, `rates` drop_rate and drop_path_rate. With num_classes 0 it has no head.
-    Raises InputError for a name timm does not know or an override it does not take.
+    `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` drop_rate and
+    drop_path_rate. With num_classes 0 it has no head.
+    Raises InputError for a name timm does not know, an override it does not take, or a size that its patches do not
+    divide.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise InputError(
-            f"model {name!r} is not known to timm" + (f"; close to it: {', '.join(close)}" if close else "")
-        )
+    config = model_config(name)
     kwargs = {**rates, **(model_kwargs or {})}
-    config = get_pretrained_cfg(name, allow_unregistered=True)
-    if config is not None and config.fixed_input_size:
+    if config.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:
         raise InputError(f"img_size={kwargs['img_size']} in --model-kwargs and an input size of {input_size} differ")
     try:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         given = " ".join(f"{key}={value}" for key, value in kwargs.items())
         raise InputError(f"model {name} cannot be built with {given}: {error or type(error).__name__}") from None
+    patch = to_2tuple(getattr(getattr(network, "patch_embed", None), "patch_size", 1))[0]
+    if input_size % patch and input_size != config["input_size"][-1]:
+        near = max(1, round(input_size / patch)) * patch
+        raise InputError(
+            f"the {patch}x{patch} patches of {name} do not divide an input size of {input_size}: try {near}"
+        )
+    return network
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """timm's configuration of a model. Raises InputError, with the nearest names, when timm does not know it."""
+    if name.startswith(HUB):
+        return hub_config(name.removeprefix(HUB))
+    architecture, tag = split_model_name_tag(name)
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(
+            f"model {name!r} is not known to timm" + (f"; close to it: {', '.join(close)}" if close else "")
+        )
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0) or ["no pretrained weights of it"]
+        raise InputError(f"timm has no {name!r}, but {', '.join(close)}")
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    return config.to_dict() if config else {"input_size": (3, PUBLISHED_INPUT_SIZE, PUBLISHED_INPUT_SIZE)}

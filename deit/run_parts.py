@@ -62,8 +62,9 @@ def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
     kept = args.model_ema_decay**updates
     if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
         recipe += (
-            f"\nnote: after {updates} updates at decay {args.model_ema_decay} the moving average (test_ema) "
-            f"still holds {kept:.0%} of its starting weights; --model-ema-warmup lets it follow a short run"
+            f"\nnote: after {updates} updates at --model-ema-decay {args.model_ema_decay} the "
+            f"moving average (test_ema) still holds {kept:.0%} of its starting weights; "
+            "--model-ema-warmup lets it follow a short run"
         )
     return recipe
 

@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from common.command_line import worker_count
 from common.errors import InputError
-from common.image_datasets import open_rgb
+from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
 from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images

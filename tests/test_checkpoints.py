@@ -146,6 +146,29 @@ def test_a_truncated_checkpoint_is_named(tmp_path, suffix):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_is_known_by_its_content_not_by_its_name(suffix, tmp_path):
+    path = tmp_path / f"c{suffix}"
+    (safetensors.torch.save_file if suffix == ".pth" else torch.save)(WEIGHTS, path)
+    assert load(tiny_vit(), read_checkpoint(path)) == []
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!DOCTYPE html>\n<html>404</html>", "it is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "it is a Git LFS pointer"),
+        (b'{"a": 1}', "it is a JSON file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(suffix, content, kind, tmp_path):
+    path = tmp_path / f"c{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"c{suffix} is .*no checkpoint: {kind}"):
+        read_checkpoint(path)
+
+
 def test_an_empty_or_missing_checkpoint_is_named(tmp_path):
     (tmp_path / "empty.pth").touch()
     with pytest.raises(InputError, match=r"empty\.pth is truncated or no checkpoint"):

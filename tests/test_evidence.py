@@ -11,7 +11,8 @@ from common.errors import InputError
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
 from data_selection.evidence import projection
-from data_selection.evidence.accuracy import LabelledRows, accuracies
+from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
+from data_selection.evidence.evaluation import LabelledRows, accuracies
 from data_selection.evidence.gallery import nearest_represented
 from data_selection.evidence.measures import (
     class_balance,
@@ -23,8 +24,6 @@ from data_selection.evidence.measures import (
     representatives,
     shares,
 )
-from data_selection.evidence.table import MARKED, by_chance, compared, spread
-from data_selection.evidence.verdict import summary, verdict
 
 
 def at(*degrees: float) -> torch.Tensor:
@@ -48,7 +47,7 @@ def test_every_sample_is_represented_by_its_most_similar_chosen_one():
     assert similarity.tolist() == pytest.approx(cosines, abs=1e-6)
 
 
-def test_a_chosen_sample_stands_for_itself_even_beside_its_duplicate():
+def test_a_chosen_sample_represents_itself_even_beside_its_duplicate():
     nearest, similarity = representatives(at(30, 30, 30, 70), torch.tensor([0, 2]))
     assert (nearest[0], nearest[2]) == (0, 1)
     assert similarity[:3].tolist() == pytest.approx([1, 1, 1])
@@ -182,34 +181,34 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
 @pytest.mark.parametrize(
     ("emd", "hardest", "sentence"),
     [
-        (0.7, 1.7, "lies nearer to the pool than all 3 random ones .* and leaves the hardest images nearer"),
-        (0.7, 2.0, "lies nearer .* hardest images as far away as random ones do"),
-        (0.7, 2.5, "trades one for the other: it lies nearer .* farther away"),
+        (0.7, 1.7, "is closer to the pool than all 3 random ones .* and is closer to the hardest images"),
+        (0.7, 2.0, "is closer .* as close to the hardest images as random ones"),
+        (0.7, 2.5, "trades one for the other: it is closer .* farther from the hardest images"),
         (
             1.0,
             2.1,
             "no better than random: EMD 1.00 against 1.10 ± 0.10; 95% .* within 2.10 of a chosen image, against",
         ),
         (0.85, 1.85, "is no better than random"),
-        (1.1, 1.7, "no nearer to the pool than random .* but nearer to its hardest images"),
-        (1.5, 1.7, "trades one for the other: it is nearer to the hardest"),
+        (1.1, 1.7, "no closer to the pool than random .* but closer to its hardest images"),
+        (1.5, 1.7, "trades one for the other: it is closer to the hardest"),
         (1.5, 2.1, "is worse than random"),
     ],
 )
 def test_the_verdict_claims_what_differs_by_more_than_three_standard_deviations(emd, hardest, sentence):
-    assert re.search(sentence, verdict("The subset", values_of(emd, hardest), spread(RANDOM), RANDOM))
+    assert re.search(sentence, verdict("The subset", values_of(emd, hardest), mean_and_std(RANDOM), RANDOM))
 
 
 def test_the_table_marks_what_differs_by_more_than_two_standard_deviations():
-    outcome = compared(values_of(0.85, 2.35), spread(RANDOM), MARKED)
+    outcome = compared(values_of(0.85, 2.35), mean_and_std(RANDOM), MARKED)
     assert (outcome["emd"], outcome["coverage_95"]) == ("better", "worse")
-    outcome = compared(values_of(0.95, 2.25), spread(RANDOM), MARKED)
+    outcome = compared(values_of(0.95, 2.25), mean_and_std(RANDOM), MARKED)
     assert (outcome["emd"], outcome["coverage_95"]) == ("same", "same")
 
 
 def test_what_equals_random_subsets_but_for_rounding_is_the_same():
     each = [values_of(0.21, 0.21)] * 10  # their mean differs from each of them in the last bit
-    random = spread(each)
+    random = mean_and_std(each)
     assert random["mean"] != each[0] and random["std"] == values_of(0, 0)
     assert set(compared(each[0], random, MARKED).values()) == {"same"}
     assert "is no better than random" in verdict("All of the pool", each[0], random, each)
@@ -220,19 +219,19 @@ def summary_of(*values: dict[str, float], sizes: tuple[int, ...]) -> str:
     return summary(["a", "b", "c"][: len(values)], sizes, values, random, [""] * len(values))
 
 
-def test_of_several_subsets_of_one_size_the_nearest_is_named():
+def test_of_several_subsets_of_one_size_the_closest_is_named():
     assert summary_of(values_of(0.5, 1.2), values_of(0.6, 1.1), values_of(0.2, 0.3), sizes=(10, 10, 20)) == (
-        "Of the 2 subsets of 10 images a lies nearest to the pool (EMD 0.5000), "
-        "while b leaves the hardest images nearest (95% of the pool within 1.1000)."
+        "Of the 2 subsets of 10 images a is closest to the pool (EMD 0.5000), "
+        "while b is closest to the hardest images (95% of the pool within 1.1000)."
     )
-    assert "images a lies nearest to the pool (EMD 0.5000) and leaves the hardest images nearest" in summary_of(
+    assert "images a is closest to the pool (EMD 0.5000) and is closest to the hardest images" in summary_of(
         values_of(0.5, 1.1), values_of(0.6, 1.2), sizes=(10, 10)
     )
 
 
-def test_none_is_named_where_the_nearest_leads_by_no_more_than_chance():
+def test_none_is_named_where_the_closest_leads_by_no_more_than_chance():
     text = summary_of(values_of(0.50, 1.10), values_of(0.51, 1.11), sizes=(10, 10))
-    assert text.startswith("Of the 2 subsets of 10 images none is clearly nearer to the pool")
+    assert text.startswith("Of the 2 subsets of 10 images none is clearly closer to the pool")
 
 
 @pytest.mark.parametrize("deviations", [2, 3])

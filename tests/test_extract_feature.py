@@ -1,5 +1,6 @@
 """Features of images, from the command to the file."""
 
+import os
 import pickle
 import re
 import signal
@@ -22,7 +23,9 @@ from PIL import Image
 from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
-from data_selection.extract_feature import image_features, main, parse_args
+from data_selection.extract_feature import main
+from data_selection.extraction import extraction
+from data_selection.extraction.backbones import build_backbone, image_features
 
 TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
 
@@ -113,7 +116,8 @@ def test_the_val_split_of_a_folder_has_its_own_file(pool, backbone, tmp_path):
     assert path.name == "insects_val.npy" and len(read_features(path)[0]) == 6
 
 
-def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path):
+def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "has_fast_bfloat16", lambda: True)
     exact, _ = read_features(main(folder_options(pool, backbone, tmp_path / "off")))
     rough, _ = read_features(main(folder_options(pool, backbone, tmp_path / "bf16", "--amp", "bf16")))
     cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
@@ -122,16 +126,15 @@ def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path):
 
 
 def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
-    from data_selection.extract_feature import build_network
-
     asked = []
-    monkeypatch.setattr("data_selection.extract_feature.download_checkpoint", lambda url: asked.append(url) or {})
-    monkeypatch.setattr("data_selection.extract_feature.network_weights", lambda *_: {})
-    monkeypatch.setattr("data_selection.extract_feature.load_pretrained", lambda *_: [])
-    network = build_network(parse_args(["--arch", "vit_small", "--patch_size", "8", "--input_size", "64"]))
+    backbones = "data_selection.extraction.backbones"
+    monkeypatch.setattr(f"{backbones}.download_checkpoint", lambda url: asked.append(url) or {})
+    monkeypatch.setattr(f"{backbones}.network_weights", lambda *_: {})
+    monkeypatch.setattr(f"{backbones}.load_pretrained", lambda *_: [])
+    network = build_backbone("vit_small", patch_size=8, input_size=64).network
     assert network.patch_embed.patch_size == (8, 8) and network.embed_dim == 384 and len(network.blocks) == 12
-    build_network(parse_args(["--arch", "xcit_small_12_p16"]))
-    build_network(parse_args(["--arch", "resnet50"]))
+    build_backbone("xcit_small_12_p16")
+    build_backbone("resnet50")
     assert [url.rsplit("/", 1)[1] for url in asked] == [
         "dino_deitsmall8_pretrain.pth", "dino_xcit_small_12_p16_pretrain.pth", "dino_resnet50_pretrain.pth",
     ]  # fmt: skip
@@ -150,8 +153,9 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     path = tmp_path / "killed" / whole.name
     # 30 batches of one image, each with a pause, so that the kill falls in the middle
     slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
-    slow += "import data_selection.extract_feature as e; f = e.image_features\n"
-    slow += "e.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]; e.main(sys.argv[1:])"
+    slow += "import data_selection.extraction.backbones as b; f = b.image_features\n"
+    slow += "b.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]\n"
+    slow += "from data_selection.extract_feature import main; main(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *options], cwd=ROOT / "data_selection", stderr=subprocess.DEVNULL
     )
@@ -187,6 +191,103 @@ def test_resume_of_a_finished_file_leaves_it_alone(pool, backbone, tmp_path, cap
     before = path.stat().st_mtime_ns
     main(folder_options(pool, backbone, tmp_path, "--resume"))
     assert path.stat().st_mtime_ns == before and "nothing to resume" in capsys.readouterr().out
+
+
+def damaged_pool(folder: Path) -> list[Path]:
+    """12 images, of which the 4th, 5th and 10th are cut off."""
+    for number in range(12):
+        write_image(folder / f"{number:02d}.png", number)
+    damaged = [folder / f"{number:02d}.png" for number in (3, 4, 9)]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:200])
+    return damaged
+
+
+def all_unreadable(options: list[str]) -> str:
+    with pytest.raises(InputError) as caught:
+        main(options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_all_unreadable_images_are_listed_in_one_run(num_workers, backbone, tmp_path):
+    damaged = damaged_pool(tmp_path / "photos")
+    extra = "--batch_size_per_gpu", 4, "--num_workers", num_workers
+    message = all_unreadable(folder_options(tmp_path / "photos", backbone, tmp_path / "out", *extra))
+    listing = tmp_path / "out" / "photos_train_unreadable.txt"
+    assert all(str(path) in message for path in damaged) and f"3 of 12, all listed in {listing}" in message
+    assert [line.split(": ")[0].split()[-1] for line in listing.read_text().splitlines()] == list(map(str, damaged))
+
+
+@pytest.mark.parametrize("mend", ["remove", "repair"])
+def test_resume_keeps_every_feature_that_is_still_valid_when_images_are_removed_or_repaired(
+    mend, backbone, tmp_path, monkeypatch
+):
+    damaged = damaged_pool(tmp_path / "photos")
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
+    all_unreadable(options)
+    for number, path in enumerate(damaged):
+        path.unlink() if mend == "remove" else write_image(path, 50 + number)
+    computed = []
+    seen = image_features
+    monkeypatch.setattr(
+        "data_selection.extraction.backbones.image_features", lambda *args: computed.append(1) or seen(*args)
+    )
+    resumed = main(options)
+    assert len(computed) == 1 + (0 if mend == "remove" else 3)  # one to learn the feature size
+    whole = main(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in resumed.parent.iterdir()) == [
+        "photos_train.json", "photos_train.npy", "photos_train_paths.json",
+    ]  # fmt: skip
+
+
+def test_resume_computes_images_that_were_replaced_and_follows_classes_that_moved(backbone, tmp_path):
+    for name in ("b/1", "b/2", "c/3", "c/4"):
+        write_image(tmp_path / "photos" / f"{name}.png", int(name[-1]))
+    bad = tmp_path / "photos" / "c" / "5.png"
+    bad.write_bytes(b"")
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
+    all_unreadable(options)
+    bad.unlink()
+    write_image(tmp_path / "photos" / "a" / "0.png", 8)
+    write_image(tmp_path / "photos" / "b" / "2.png", 9, size=(40, 40))
+    whole = main(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))
+    assert main(options).read_bytes() == whole.read_bytes()
+    assert read_features(whole)[1].tolist() == [0, 1, 1, 2, 2]
+
+
+def test_a_resume_that_was_killed_while_it_moved_rows_loses_none(backbone, tmp_path, monkeypatch):
+    damaged = damaged_pool(tmp_path / "photos")
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
+    all_unreadable(options)
+    for path in damaged:
+        path.unlink()
+    write_settings, killed = FeatureFile._write_settings, []
+    for before in (True, False):  # once before, once after the settings name the new images
+
+        def kill(file, before=before):
+            if not before:
+                write_settings(file)
+            killed.append(1)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(FeatureFile, "_write_settings", kill)
+            main(options)
+    assert len(killed) == 2
+    assert main(options).read_bytes() == main([*options[:-1], "--extra_name", "_b_"]).read_bytes()
+
+
+def test_file_names_in_any_encoding_are_fine(backbone, tmp_path, run_script):
+    write_image(tmp_path / "photos" / "1.png", 1)
+    odd = os.fsencode(tmp_path / "photos") + b"/caf\xe9.png"
+    (tmp_path / "photos" / "1.png").rename(os.fsdecode(odd))
+    options = folder_options(tmp_path / "photos", backbone, tmp_path)
+    assert [os.fsencode(path) for path in read_image_paths(main(options), 1)] == [odd]
+    Path(os.fsdecode(odd)).write_bytes(b"")
+    done = run_script("data_selection/extract_feature.py", *options, check=False)
+    assert done.returncode == 2 and "caf" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture

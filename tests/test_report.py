@@ -132,7 +132,7 @@ def test_represents_names_the_chosen_sample_and_its_similarity_for_each_pool_sam
     assert similarity[0] == pytest.approx(expected.max(axis=1), abs=1e-6)
 
 
-def test_the_map_knows_what_stands_for_each_of_its_samples(given):
+def test_the_map_knows_what_represents_each_of_its_samples(given):
     folder = write_report(given, "--map_samples", 20, subsets=("good",))
     content = json.loads((folder / "report.json").read_text())
     drawn, (good,) = content["map"]["index"][:20], content["subsets"]
@@ -180,7 +180,7 @@ def test_the_page_holds_thumbnails_of_the_chosen_images_and_of_their_nearest(giv
     assert all(tile.startswith("UklGR") for tile in gallery["tiles"] + gallery["strips"])  # RIFF, the head of a WebP
 
 
-def test_only_the_images_that_stand_for_most_are_shown_beyond_the_limit(given):
+def test_only_the_images_that_represent_most_are_shown_beyond_the_limit(given):
     content = data_in((write_report(given, "--gallery_images", 2, subsets=("good",)) / "report.html").read_text())
     stands_for = content["report"]["subsets"][0]["stands_for"]
     shown = [stands_for[position] for position in content["gallery"][0]["positions"]]
@@ -238,7 +238,7 @@ def test_a_map_of_equal_images_is_a_point(kind):
     ("options", "message"),
     [
         (["--eval_feature_path", "gone.npy"], "gone.npy is not there"),
-        (["--eval_feature_path", "narrow.npy"], "has 5 features a row, and the pool has 6"),
+        (["--eval_feature_path", "narrow.npy"], "has 5 features per row, and the pool has 6"),
         (["--eval_feature_path", "unlabelled.npy"], "unlabelled.npy needs a label for every sample"),
         (["--random_seeds", "1"], "1 must be at least 2"),
         (["--seed", "-1"], "-1 must be at least 0"),
@@ -262,7 +262,7 @@ def test_bad_options_give_one_clear_error_and_no_report(options, message, given)
     [
         ("good.json", "[0, 60]", "good.json holds 60, but the pool has images 0 to 59"),
         ("good.json", "[1, 1]", "holds 1 2 times"),
-        ("good_losses.txt", "1.5\nlow\n", "good_losses.txt is not one number a line"),
+        ("good_losses.txt", "1.5\nlow\n", "good_losses.txt is not one number per line"),
         ("pool_paths.json", '{"root": ".", "paths": []}', "does not list the 60 images"),
         ("pool_paths.json", json.dumps({"paths": ["a.png"] * 60}), "does not list the 60 images"),
         ("pool_paths.json", '{"root": ".", "paths": 60}', "does not list the 60 images"),

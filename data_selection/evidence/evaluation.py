@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
-from data_selection.evidence.accuracy import LabelledRows, accuracies
 from data_selection.evidence.measures import (
+    Values,
     class_balance,
     coverage,
     diversity,
@@ -21,15 +22,21 @@ from data_selection.evidence.measures import (
     representatives,
     shares,
 )
-from data_selection.evidence.table import Values
 
 
 class Evaluation(NamedTuple):
-    """values: every measure. nearest (n,): position of the chosen sample that stands for each, similarity (n,)."""
+    """values: every measure. nearest (n,): position of the chosen sample that represents each; similarity (n,)."""
 
     values: Values
     nearest: np.ndarray
     similarity: np.ndarray
+
+
+class LabelledRows(NamedTuple):
+    """Unit rows (n, d) and their labels (n,), 0 and up."""
+
+    rows: Tensor
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Evaluator:
     """Measures subsets of a pool, all in the same way and against the same sample of the pool.
 
     pool: unit rows (n, d). labels (n,), or None where they are not known. held_out: what accuracies are measured on.
-    emd_samples: at most so many pool samples, and so many chosen ones, drawn with `seed`, for the exact EMD.
+    emd_samples: the exact EMD uses at most so many pool samples and so many chosen ones, sampled with `seed`.
     """
 
     pool: Tensor
@@ -48,20 +55,20 @@ class Evaluator:
     seed: int
 
     def emd_sample(self, size: int) -> np.ndarray:
-        """Positions that stand for `size` samples in the EMD: all, or as many as it is computed of."""
+        """Positions that represent `size` samples in the EMD: all of them, or a random part."""
         return random_part(size, self.emd_samples, self.seed)
 
     def __call__(self, ids: tuple[int, ...]) -> Evaluation:
         chosen = torch.tensor(ids, device=self.pool.device)  # (k,)
         rows = self.pool[chosen]
         nearest, similarity = representatives(self.pool, chosen)
-        stands_for = nearest.bincount(minlength=len(ids)).cpu().numpy()  # (k,)
+        represented = nearest.bincount(minlength=len(ids)).cpu().numpy()  # (k,)
         in_emd = self.emd_sample(len(ids)), self.emd_sample(len(self.pool))
         values = {
             "emd": earth_movers_distance(rows[in_emd[0]], self.pool[in_emd[1]]),
             **coverage(similarity),
             **diversity(rows, self.duplicate_similarity),
-            **shares(stands_for),
+            **shares(represented),
         }
         if self.labels is not None:
             values |= class_balance(self.labels, np.array(ids))
@@ -69,6 +76,22 @@ class Evaluator:
                 known = LabelledRows(rows, self.labels[list(ids)])
                 values |= accuracies(known, self.held_out, len(np.unique(self.labels)))
         return Evaluation(values, nearest.cpu().numpy(), similarity.cpu().numpy())
+
+
+def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> dict[str, float]:
+    """Top-1 accuracy in percent of readouts that know the chosen samples only; `classes` is how many the pool has.
+
+    nearest: the label of the most similar chosen sample; neighbours and linear: see common.readouts.
+    """
+    from common.readouts import fit_readout, top_accuracies  # scikit-learn: only reports with held-out images need it
+
+    nearest, _ = nearest_of_all(held_out.rows, chosen.rows)
+    right = chosen.labels[nearest.cpu().numpy()] == held_out.labels
+    values = {"accuracy_nearest": 100 * float(right.mean())}
+    for kind, key in (("knn", "accuracy_neighbours"), ("linear", "accuracy_linear")):
+        readout = fit_readout(kind, chosen.rows.cpu().numpy(), chosen.labels, classes)
+        values[key] = top_accuracies(readout, held_out.rows.cpu().numpy(), held_out.labels)["acc1"]
+    return values
 
 
 def evaluate_with_random(

@@ -1,10 +1,9 @@
-"""What can be said about a subset of a pool: label-free measures, on unit rows, by Euclidean distance.
+"""Measures of a subset of a pool, on unit rows, by Euclidean distance; only class_balance needs labels.
 
-Between unit rows |a - b| = sqrt(2 - 2 a . b). Similarities exist a chunk at a time, so memory is the pool's.
+Between unit rows |a - b| = sqrt(2 - 2 a . b). Similarities are computed a chunk at a time: memory is that of the pool.
 """
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -12,17 +11,18 @@ from common.errors import InputError
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.pool import distance
 
+Values = dict[str, float | None]  # what is measured of one subset, by name
 ROWS_AT_A_TIME = 1024
-EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits into memory takes
+EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits in memory needs
 
 
 def random_part(n: int, size: int, seed: int) -> np.ndarray:
-    """At most `size` of n samples, ascending, int64: not drawn as random subsets are, so it is none of them."""
+    """At most `size` of n samples, ascending, int64. Sampled otherwise than random subsets, so equal to none."""
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
 
 
 def representatives(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Which chosen sample stands for each pool sample: the most similar one; a chosen sample stands for itself.
+    """Which chosen sample represents each pool sample: the most similar one; a chosen sample represents itself.
 
     Args:
         pool: unit rows (n, d). chosen: k distinct indices into it, int64.
@@ -36,7 +36,7 @@ def representatives(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coverage(similarity: Tensor) -> dict[str, float]:
-    """Distance of the pool's samples to the chosen ones that stand for them: mean, 95th percentile, maximum."""
+    """Distance of the pool's samples to the chosen ones that represent them: mean, 95th percentile, maximum."""
     distances = distance(similarity).cpu().numpy()
     return {
         "coverage_mean": float(distances.mean(dtype=np.float64)),
@@ -68,37 +68,39 @@ def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | No
     }
 
 
-def shares(stands_for: np.ndarray) -> dict[str, float]:
+def shares(represented: np.ndarray) -> dict[str, float]:
     """How the pool is divided among the chosen samples.
 
     Args:
-        stands_for: pool samples that each chosen one stands for, itself included (k,).
+        represented: how many pool samples each chosen one represents, itself included (k,).
     Returns:
         the largest share of the pool, the evenness of the shares (the exponential of their entropy, divided by k: 1
-        when all are equal, 1 / k when one stands for all), and how many stand for nothing but themselves.
+        when all are equal, 1 / k when one represents all), and how many represent only themselves.
     """
-    share = stands_for / stands_for.sum()
+    share = represented / represented.sum()
     return {
         "share_max": float(share.max()),
         "share_evenness": float(np.exp(-(share * np.log(share)).sum()) / len(share)),
-        "alone": int((stands_for == 1).sum()),
+        "alone": int((represented == 1).sum()),
     }
 
 
 def earth_movers_distance(rows: Tensor, pool: Tensor) -> float:
-    """The least mean distance that the chosen samples' mass must be moved to become the pool's, exactly.
+    """The least mean distance over which the chosen samples' mass is moved to become the pool's, exactly.
 
-    Both are weighted uniformly. It is what ActiveFT's objective is meant to make small (Xie et al., CVPR 2023).
+    Both are weighted uniformly. ActiveFT's objective is meant to minimise it (Xie et al., CVPR 2023).
     Args:
         rows: unit rows (k, d). pool: unit rows (m, d), a sample of it; k m numbers are held, in float64.
     Raises:
-        InputError when the exact solver stops early, which no sample of a sane size should make it do.
+        InputError when the exact solver stops early, which should not happen for samples that fit in memory.
     """
+    import ot  # slow to load
+
     costs = torch.cdist(rows.double().cpu(), pool.double().cpu()).numpy()  # (k, m)
     weights = [np.full(size, 1 / size) for size in costs.shape]
     value, log = ot.emd2(*weights, costs, numItermax=EMD_STEPS, log=True)
     if log["warning"]:
-        raise InputError(f"the Earth Mover's Distance was not found ({log['warning']}): lower --emd_samples")
+        raise InputError(f"the Earth Mover's Distance was not solved ({log['warning']}): lower --emd_samples")
     return float(value)
 
 

@@ -1,25 +1,35 @@
-"""From the options of report.py to its three files: measure, compare with random subsets, draw, write."""
+"""The report's files: read and check what the user gives, measure, compare, and write report.html and its data."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.feature_file import read_features
+from common.errors import InputError
+from common.feature_file import paths_file, read_features, read_image_paths
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import pick_device
+from common.subset_file import losses_file, read_subset_ids
 from data_selection.activeft.pool import read_rows
-from data_selection.evidence.accuracy import LabelledRows
-from data_selection.evidence.against_random import compare
-from data_selection.evidence.evaluation import Evaluation, Evaluator, evaluate_with_random
+from data_selection.evidence.comparison import compare
+from data_selection.evidence.evaluation import Evaluation, Evaluator, LabelledRows, evaluate_with_random
 from data_selection.evidence.gallery import chosen_images, pictures
-from data_selection.evidence.given import Subset, image_paths, known_labels, read_held_out, read_subsets
 from data_selection.evidence.page import page
 from data_selection.evidence.projection import check_map, map_of_pool
 
 PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
+
+
+class Subset(NamedTuple):
+    """ids: distinct, ascending. losses: of the optimisation that chose them, None where one was not finite."""
+
+    name: str
+    path: Path
+    ids: tuple[int, ...]
+    losses: list[float | None]
 
 
 def write_report(args: argparse.Namespace) -> Path:
@@ -30,7 +40,7 @@ def write_report(args: argparse.Namespace) -> Path:
     features, labels = read_features(args.feature_path)
     n, d = features.shape
     if (unknown := int((labels < 0).sum())) not in (0, n):
-        print(f"{unknown} of {n} images have no label: nothing is said about classes")
+        print(f"{unknown} of {n} images have no label: the report says nothing about classes")
     labels = known_labels(labels)
     subsets = read_subsets(args.subset_ids, args.feature_path, n)
     held_out = read_held_out(args.eval_feature_path, d, labels) if args.eval_feature_path else None
@@ -48,7 +58,12 @@ def write_report(args: argparse.Namespace) -> Path:
     drawn = map_of_pool(pool, [subset.ids for subset in subsets], args.map, args.map_samples, args.seed)
     of_drawn = np.array(drawn["index"][: drawn["pool"]])
     report = {
-        **compare(subsets, evaluations, random),
+        **compare(
+            [subset.name for subset in subsets],
+            [len(subset.ids) for subset in subsets],
+            [evaluation.values for evaluation in evaluations],
+            random,
+        ),
         "options": vars(args),
         "n": n,
         "d": d,
@@ -58,9 +73,10 @@ def write_report(args: argparse.Namespace) -> Path:
     }
     for entry, subset, evaluation in zip(report["subsets"], subsets, evaluations, strict=True):
         entry |= {
+            "path": str(subset.path),
             "emd_samples": len(evaluator.emd_sample(len(subset.ids))),
             "losses": subset.losses,
-            **chosen_images(subset, evaluation),
+            **chosen_images(subset.ids, evaluation),
             "map_nearest": evaluation.nearest[of_drawn].tolist(),
             "map_similarity": evaluation.similarity[of_drawn].round(4).tolist(),
         }
@@ -80,7 +96,7 @@ def write_report(args: argparse.Namespace) -> Path:
 
 
 def write_represents(path: Path, subsets: Sequence[Subset], evaluations: Sequence[Evaluation]) -> None:
-    """Which chosen sample stands for each of the pool, by subset.
+    """Which chosen sample represents each pool sample, by subset.
 
     Arrays: subsets (m,), their names; chosen (m, n), int64, an index into the pool; similarity (m, n), float32, cosine.
     """
@@ -98,3 +114,58 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     for line in dict.fromkeys([report["verdict"], *(entry["verdict"] for entry in report["subsets"])]):
         print(line)
     print(f"wrote report.html, report.json and represents.npz to {folder}")
+
+
+def read_subsets(paths: Sequence[str], feature_path: str, n: int) -> list[Subset]:
+    """The subsets, named by their files without the pool's name that the selection puts in front.
+
+    Raises: InputError when a file is not a subset of n samples, or the losses beside it are not a list of numbers.
+    """
+    distinct = list(dict.fromkeys(map(Path, paths)))
+    names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, distinct, strict=True)]
+    return [
+        Subset(name, path, tuple(sorted(read_subset_ids(path, n))), read_losses(path))
+        for name, path in zip(names, distinct, strict=True)
+    ]
+
+
+def read_losses(subset: Path) -> list[float | None]:
+    """The losses that the selection wrote beside its subset; empty when there is no such file."""
+    path = losses_file(subset)
+    if not path.is_file():
+        return []
+    try:
+        losses = [float(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} is not one number per line ({error}): select again, or remove it") from None
+    return [loss if math.isfinite(loss) else None for loss in losses]
+
+
+def known_labels(labels: np.ndarray) -> np.ndarray | None:
+    """Labels (n,), or None unless every sample has one."""
+    return labels if (labels >= 0).all() else None
+
+
+def read_held_out(path: str, d: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out features (m, d) and labels (m,). Raises InputError unless they, and the pool's labels, can be used."""
+    features, held_out_labels = read_features(path)
+    if features.shape[1] != d:
+        raise InputError(f"--eval_feature_path {path} has {features.shape[1]} features per row, and the pool has {d}")
+    if labels is None:
+        raise InputError("--eval_feature_path needs a label for every sample of the pool, and some are -1 (unknown)")
+    if known_labels(held_out_labels) is None:
+        raise InputError(f"--eval_feature_path {path} needs a label for every sample, and some are -1 (unknown)")
+    return features, held_out_labels
+
+
+def image_paths(feature_path: str, n: int, subsets: Sequence[Subset]) -> list[Path] | None:
+    """The images of the pool, or None where they are not known. Says so when chosen images are not there."""
+    if not paths_file(Path(feature_path)).is_file():
+        return None
+    paths = read_image_paths(feature_path, n)
+    chosen = sorted({index for subset in subsets for index in subset.ids})
+    missing = [paths[index] for index in chosen if not paths[index].is_file()]
+    if missing:
+        print(f"{len(missing)} of {len(chosen)} chosen images are not there ({missing[0]}): their tiles stay empty")
+    return paths

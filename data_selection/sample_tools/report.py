@@ -1,11 +1,12 @@
-"""Was the subset worth choosing? Evidence that needs no labels, beside that of random subsets of the same size.
+"""Was the subset worth choosing? Compare it with random subsets of the same size, without labels.
 
     python sample_tools/report.py --feature_path features/CIFAR10_train.npy --output_dir report --subset_ids \
         features/CIFAR10_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none_iter_300_sampleNum_1000.json
 
-writes report/report.html, one page that needs no network, report/report.json, its numbers, and report/represents.npz:
-the chosen image that stands for each image of the pool, and their similarity. About half a minute on one CPU core for
-1,000 of 50,000 images; the work grows with both numbers.
+writes report/report.html, one page that needs no network; report/report.json, its numbers; and report/represents.npz:
+which chosen image represents each image of the pool, and their similarity. It prints the verdict: expect that ActiveFT
+is closer to the pool (Earth Mover's Distance) than all random subsets. About half a minute on one CPU core for 1,000 of
+50,000 images; the time grows with both numbers.
 """
 
 import sys
@@ -14,13 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
-from data_selection.evidence.projection import MAPS
-from data_selection.evidence.report_files import write_report
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Returns: the path of the page."""
-    parser = ArgumentParser("Compare chosen subsets of a pool with random ones, without labels, and draw them.")
+    parser = ArgumentParser("Compare chosen subsets of a pool with random ones, without labels.")
     parser.add_argument("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
     parser.add_argument("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
     parser.add_argument("--output_dir", default="report")
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> Path:
         "--emd_samples",
         default=5000,
         type=number(int, 1),
-        help="pool samples, and chosen ones at most, that the Earth Mover's Distance is computed of",
+        help="pool samples, and chosen samples at most, that the Earth Mover's Distance uses",
     )
     parser.add_argument(
         "--duplicate_similarity",
@@ -40,19 +39,22 @@ def main(argv: list[str] | None = None) -> Path:
         type=number(float, -1, 1),
         help="cosine from which two chosen samples are near-duplicates",
     )
-    parser.add_argument("--map", default="pca", choices=MAPS, help="how the pool is laid out on a plane")
-    parser.add_argument("--map_samples", default=5000, type=number(int, 1), help="pool samples drawn on the map")
+    parser.add_argument("--map", default="pca", choices=["pca", "tsne", "umap"], help="layout of the pool on the map")
+    parser.add_argument("--map_samples", default=5000, type=number(int, 1), help="pool samples on the map")
     parser.add_argument(
         "--gallery_images",
         default=5000,
         type=number(int, 1),
-        help="chosen images of each subset that the page shows at most, those that stand for most",
+        help="chosen images of each subset that the page shows at most: those that represent most",
     )
     parser.add_argument(
-        "--seed", default=0, type=seed_number, help="of the samples for EMD and map; random subsets have 0, 1, .."
+        "--seed", default=0, type=seed_number, help="seed of the samples for EMD and map; random subsets use 0, 1, ..."
     )
     parser.add_argument("--device", default="auto", help="auto is cuda, then mps, then cpu")
-    return write_report(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    from data_selection.evidence.report_files import write_report  # torch: seconds to load
+
+    return write_report(args)
 
 
 if __name__ == "__main__":

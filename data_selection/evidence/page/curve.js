@@ -1,5 +1,5 @@
 "use strict";
-// The loss of every iteration, where the selection left it beside its subset.
+// The loss of every iteration, if the selection wrote it beside its subset.
 
 function drawCurve(subset) {
   byId("curve-section").hidden = !subset.losses.length;
@@ -28,7 +28,7 @@ function drawCurve(subset) {
   svg.append(makeSvg("path", { d: path, fill: "none", style: `stroke: ${colour}`, "stroke-width": 2, "stroke-linejoin": "round" }));
   byId("curve").append(svg, make("p", { class: "note" },
     `From ${losses[0].toFixed(4)} to ${losses.at(-1).toFixed(4)} in ${count(subset.losses.length)} iterations. ` +
-    "A curve that still falls steeply at its end asks for more: ", make("code", {}, "--max_iter"), "."));
+    "If the curve still falls steeply at its end, raise ", make("code", {}, "--max_iter"), "."));
 }
 
 // Round numbers between low and high, about so many.

@@ -1,5 +1,5 @@
 "use strict";
-// The chosen images, a few hundred more whenever one scrolls to their end, and one of them in detail.
+// The chosen images, a few hundred at a time as one scrolls, and one of them in detail.
 
 const AT_A_TIME = 240;
 const SMALL = 48; // images up to this size are enlarged pixel by pixel
@@ -38,8 +38,8 @@ function showGallery() {
     return;
   }
   const some = gallery[current].positions.length;
-  const part = some < subset.k ? `The ${count(some)} of ${count(subset.k)} chosen images that stand for most` : `All ${count(subset.k)} chosen images`;
-  byId("gallery-note").textContent = `${part}, each with the number of pool images that it stands for. Click one for the nearest of those.`;
+  const part = some < subset.k ? `The ${count(some)} of ${count(subset.k)} chosen images that represent most` : `All ${count(subset.k)} chosen images`;
+  byId("gallery-note").textContent = `${part}, each with the number of pool images that it represents. Click one to see the nearest of those.`;
   listing.order = galleryOrder();
   listing.drawn = 0;
   drawMore();
@@ -49,7 +49,7 @@ function drawMore() {
   const subset = report.subsets[current];
   const tiles = listing.order.slice(listing.drawn, listing.drawn + AT_A_TIME).map((chosen) => {
     const index = subset.ids[chosen];
-    const label = `${nameOf(index)}, stands for ${subset.stands_for[chosen]}`;
+    const label = `${nameOf(index)}, represents ${subset.stands_for[chosen]}`;
     const picture = pictureOf(current, chosen) ?? make("span", { class: "picture absent" }, "no image");
     const tile = make("button", { type: "button", class: "tile", "aria-label": label, title: label },
       picture, make("span", {}, `× ${count(subset.stands_for[chosen])}`));
@@ -78,7 +78,7 @@ function openDetails(chosen) {
   const others = subset.nearest[chosen];
   const facts = [
     classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classOf(index)}.`,
-    `It stands for ${count(subset.stands_for[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.stands_for[chosen] / report.n)}).`,
+    `It represents ${count(subset.stands_for[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.stands_for[chosen] / report.n)}).`,
   ];
   const lead = others.length ? "The nearest of them, and their cosine similarity:" : "No other image of the pool is nearest to it.";
   const buttons = [turn(-1, "←", "Previous"), turn(1, "→", "Next"), close];
@@ -115,10 +115,10 @@ function cellOf(chosen, other, cell) {
 }
 
 const sortings = {
-  most: "most images stood for",
-  least: "fewest images stood for",
+  most: "most images represented",
+  least: "fewest images represented",
   ...(Object.keys(report.labels).length ? { class: "class" } : {}),
-  index: "place in the pool",
+  index: "index in the pool",
 };
 byId("sort").append(...Object.entries(sortings).map(([value, text]) => make("option", { value }, text)));
 byId("sort").addEventListener("change", showGallery);

@@ -1,5 +1,5 @@
 "use strict";
-// The map: pool images as small points, the farther from a chosen image the stronger; chosen images as large ones.
+// The map: pool images as small points, stronger the farther they are from a chosen image; chosen images as large ones.
 
 const LEVELS = 24;
 const canvas = byId("map");
@@ -32,7 +32,7 @@ function drawMap(position, sameView = false) {
   if (!sameView) drawLegend(subset, low, high);
 }
 
-// Where everything lies on the canvas: one scale for both axes, since distances are what the map is about.
+// Where everything is on the canvas: one scale for both axes, since distances are what the map is about.
 function locate(width, height) {
   const margin = 34;
   const [left, right, bottom, top] = view.extent ??= [least(map.x), most(map.x), least(map.y), most(map.y)];
@@ -127,12 +127,12 @@ function drawAxes(pen, width, height, colour) {
 function drawLegend(subset, low, high) {
   const numbers = [low, high].map((value) => value.toFixed(2));
   byId("map-legend").replaceChildren(
-    make("span", {}, swatch(current), "chosen image, larger where it stands for more"),
-    make("span", {}, "pool image, by its distance to the chosen one that stands for it: ", numbers[0], make("span", { class: "ramp" }), numbers[1]),
+    make("span", {}, swatch(current), "chosen image, larger where it represents more"),
+    make("span", {}, "pool image, coloured by its distance to the chosen image that represents it: ", numbers[0], make("span", { class: "ramp" }), numbers[1]),
   );
   canvas.setAttribute("aria-label", `Map of ${count(map.pool)} pool images and the ${count(subset.k)} chosen ones of ${subset.name}`);
   const part = map.pool < report.n ? `${count(map.pool)} random images of the pool, and the chosen ones` : `All ${count(report.n)} images of the pool`;
   byId("map-help").textContent =
-    `${part}. Point at an image to see what it stands for, or what stands for it; click for the images. ` +
+    `${part}. Point at an image to see what it represents, or what represents it; click to see the images. ` +
     "With the keyboard: left and right go through the chosen ones, Enter opens one, + and − zoom.";
 }

@@ -1,7 +1,7 @@
 "use strict";
-// Puts the page together, and shows one subset at a time.
+// Builds the page and shows one subset at a time.
 
-const MOST_SENTENCES = 6; // that are shown unasked
+const MOST_SENTENCES = 6; // more are folded
 let current = 0;
 
 function show(position) {
@@ -54,9 +54,9 @@ function drawMethod() {
   const sizes = [...new Set(report.subsets.map((subset) => `${count(subset.emd_samples)} of ${count(subset.k)} chosen images`))];
   const paragraphs = [
     "Features are scaled to unit length; distances are Euclidean, √(2 − 2 cos). Each pool image is represented by the chosen image nearest to it, a chosen image by itself.",
-    `Earth Mover's Distance: exact, between ${sizes.join(", or ")} and ${count(report.emd_pool_samples)} random images of the pool, the same for all subsets, all of equal weight.`,
+    `Earth Mover's Distance: exact, between ${sizes.join(", or ")} and ${count(report.emd_pool_samples)} random images of the pool, the same for all subsets, all equally weighted.`,
     `Near-duplicates are chosen images whose cosine similarity is ${report.options.duplicate_similarity} or more. Evenness is the exponential of the entropy of the shares, divided by their number.`,
-    `The sentences at the top claim a difference from three standard deviations of the ${report.options.random_seeds} random subsets; one of those would be claimed to differ in about ${Math.round(100 * report.claimed_by_chance)} of 100 comparisons.`,
+    `The sentences at the top claim a difference when it exceeds three standard deviations of the ${report.options.random_seeds} random subsets; by chance that happens in about ${Math.round(100 * report.claimed_by_chance)} of 100 comparisons.`,
     report.held_out ? `Accuracy is measured on ${count(report.held_out)} held-out images, by readouts that know the labels of the chosen images only.` : "",
   ];
   const options = Object.entries(report.options).filter(([, value]) => value !== null).flatMap(([name, value]) => [

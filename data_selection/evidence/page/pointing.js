@@ -1,7 +1,7 @@
 "use strict";
-// Pointing at the map: what lies there, what stands for it, and a closer look, by pointer and by keyboard.
+// Pointing at the map: what is there, what represents it, and zooming, by pointer and by keyboard.
 
-// The chosen image under the pointer, or the one that stands for the pool image there; the nearest of those in reach.
+// The chosen image under the pointer, or the one that represents the pool image there; the nearest of those in reach.
 function pick(event) {
   const box = canvas.getBoundingClientRect();
   const [x, y] = [event.clientX - box.left, event.clientY - box.top];
@@ -26,10 +26,10 @@ function describe(found) {
   if (!found) return;
   const { subset } = view;
   const index = subset.ids[found.chosen];
-  const stands = `stands for ${count(subset.stands_for[found.chosen])} of ${count(report.n)} pool images`;
+  const represents = `represents ${count(subset.stands_for[found.chosen])} of ${count(report.n)} pool images`;
   const own = map.index[found.place];
   const lines = own === index
-    ? [nameOf(index), `chosen, ${stands}`]
+    ? [nameOf(index), `chosen, ${represents}`]
     : [nameOf(own), `represented by ${nameOf(index)}`, `at distance ${distanceOf(subset.map_similarity[found.place]).toFixed(3)}`];
   const picture = pictureOf(current, found.chosen);
   if (picture) tip.append(picture);

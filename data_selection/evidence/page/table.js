@@ -27,9 +27,9 @@ function drawTable() {
   const seeds = report.options.random_seeds;
   byId("table-note").textContent =
     `↓ lower is better, ↑ higher is better. Random is the mean ± standard deviation of ${seeds} random subsets of the same size; ` +
-    `better and worse mean by more than two of these standard deviations, which a random subset is in about ${Math.round(100 * report.marked_by_chance)}% of the rows. ` +
-    "In the plots each ring is a random subset, and right is better. " +
-    "The Earth Mover's Distance of finite samples is too large, the more so the smaller they are: compare it between equal sizes only.";
+    `better and worse mean by more than two standard deviations, which happens by chance in about ${Math.round(100 * report.marked_by_chance)}% of the rows. ` +
+    "In the plots each ring is a random subset; further right is better. " +
+    "The Earth Mover's Distance of finite samples is biased upwards, more for smaller ones: compare it between equal sizes only.";
 }
 
 function headRows(sizes) {

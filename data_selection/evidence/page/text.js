@@ -1,5 +1,5 @@
 "use strict";
-// The data, and how numbers and elements are made. Whatever comes from a file becomes a text node, never HTML.
+// The data, and how to format numbers and make elements. Whatever comes from a file becomes a text node, never HTML.
 
 const { report, gallery } = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -36,7 +36,7 @@ const swatch = (position) => {
   return dot;
 };
 
-// What an image is called: its place in the pool, its file and its class, as far as they are known.
+// An image's name: its file and class where they are known, else its index in the pool.
 const pathOf = (index) => report.paths[index] ?? null;
 const classOf = (index) => report.labels[index] ?? null;
 const nameOf = (index) => pathOf(index) ?? `image ${index}`;

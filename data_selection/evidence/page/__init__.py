@@ -1,6 +1,6 @@
-"""The page: one file that holds its data, its looks and its scripts, and asks nobody for anything.
+"""The report's page: one HTML file that holds its data, styles and scripts, and loads nothing.
 
-page/page.html refers to its style sheet and scripts and has one placeholder, for the data.
+page.html refers to its style sheet and scripts and has one placeholder, for the data.
 """
 
 import json
@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-PARTS = Path(__file__).with_name("page")
+PARTS = Path(__file__).parent
 PLACEHOLDER = "{{data}}"
 
 
 def page(content: dict[str, Any]) -> str:
-    """The page as HTML. Everything in `content` reaches it as text, whatever it looks like."""
+    """The page as HTML. Everything in `content` reaches it as text, never as markup."""
     html = (PARTS / "page.html").read_text()
     html = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda part: f"<style>\n{_read(part)}</style>", html)
     html = re.sub(r'<script src="(.+?)"></script>', lambda part: f"<script>\n{_read(part)}</script>", html)
@@ -25,6 +25,6 @@ def _read(part: re.Match[str]) -> str:
 
 
 def json_in_script(content: Any) -> str:
-    """JSON that no HTML parser takes for markup: it cannot end the <script> that it stands in."""
+    """JSON that no HTML parser takes for markup: it cannot end the <script> that it is in."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

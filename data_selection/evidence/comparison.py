@@ -1,0 +1,201 @@
+"""How a subset compares with random ones of its size: the table's rows, and the verdict in one sentence."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from data_selection.evidence.measures import Values
+
+MARKED = 2  # standard deviations from the mean of random subsets: the table marks these,
+CLAIMED = 3  # and the verdict counts these as a difference
+ROUNDING = 1e-6  # no difference, even where random subsets do not differ at all
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: what the number means, which direction is better, and how to print it."""
+
+    key: str
+    group: str
+    title: str
+    better: Literal["lower", "higher"]
+    format: Literal["distance", "count", "share", "percent"] = "distance"
+
+
+CLOSE, APART, PARTS = "Close to the pool", "Different from each other", "How the pool is divided"
+CLASSES, LABELS = "Classes", "Accuracy on the held-out images"
+MEASURES = (
+    Measure("emd", CLOSE, "Earth Mover's Distance to the pool", "lower"),
+    Measure("coverage_mean", CLOSE, "Distance to the nearest chosen image, mean", "lower"),
+    Measure("coverage_95", CLOSE, "Distance to the nearest chosen image, 95th percentile", "lower"),
+    Measure("coverage_max", CLOSE, "Distance to the nearest chosen image, largest", "lower"),
+    Measure("diversity_mean", APART, "Distance between nearest chosen images, mean", "higher"),
+    Measure("diversity_min", APART, "Distance between nearest chosen images, smallest", "higher"),
+    Measure("near_duplicates", APART, "Chosen images with a chosen near-duplicate", "lower", "count"),
+    Measure("share_max", PARTS, "Largest share of the pool that one chosen image represents", "lower", "share"),
+    Measure("share_evenness", PARTS, "Evenness of the shares, 1 where all are equal", "higher"),
+    Measure("alone", PARTS, "Chosen images that represent only themselves", "lower", "count"),
+    Measure("classes_missing", CLASSES, "Classes of the pool without a chosen image", "lower", "count"),
+    Measure("class_smallest", CLASSES, "Images of the rarest class", "higher", "count"),
+    Measure("class_largest", CLASSES, "Images of the most frequent class", "lower", "count"),
+    Measure("class_distance", CLASSES, "Total variation distance to the pool's class shares", "lower"),
+    Measure("accuracy_nearest", LABELS, "Nearest neighbour", "higher", "percent"),
+    Measure("accuracy_neighbours", LABELS, "Weighted nearest neighbours, at most 20", "higher", "percent"),
+    Measure("accuracy_linear", LABELS, "Linear probe", "higher", "percent"),
+)
+
+FEWEST_DIGITS, MOST_DIGITS = 2, 5
+EMD, HARDEST = "emd", "coverage_95"
+CLOSER, TRADES = "is closer to the pool than {beaten} ({emd})", "trades one for the other: it"
+SENTENCES = {  # by how EMD and HARDEST compare with random
+    ("better", "better"): f"{CLOSER}, and is closer to the hardest images ({{hardest}})",
+    ("better", "same"): f"{CLOSER}, and as close to the hardest images as random ones ({{hardest}})",
+    ("better", "worse"): f"{TRADES} {CLOSER}, but farther from the hardest images ({{hardest}})",
+    ("same", "better"): "is no closer to the pool than random ({emd}), but closer to its hardest images ({hardest})",
+    ("same", "same"): "is no better than random: {emd}; {hardest}",
+    (
+        "same",
+        "worse",
+    ): "is worse than random: as close to the pool ({emd}), farther from the hardest images ({hardest})",
+    ("worse", "better"): f"{TRADES} is closer to the hardest images ({{hardest}}), but farther from the pool ({{emd}})",
+    ("worse", "same"): "is worse than random: {emd}; {hardest}",
+    ("worse", "worse"): "is worse than random: {emd}; {hardest}",
+}
+MERITS = {
+    EMD: "is closest to the pool (EMD {:.4f})",
+    HARDEST: "is closest to the hardest images (95% of the pool within {:.4f})",
+}
+
+
+def rows_of(values: Values) -> list[dict[str, Any]]:
+    """The measures that were taken, in the order of the table."""
+    return [asdict(measure) for measure in MEASURES if measure.key in values]
+
+
+def mean_and_std(each: Sequence[Values]) -> dict[str, Values]:
+    """Mean and standard deviation of every measure over random subsets, at least two; None where one is None."""
+    of = {key: [values[key] for values in each] for key in each[0]}
+    known = {key: None not in values for key, values in of.items()}
+    return {
+        "mean": {key: statistics.fmean(values) if known[key] else None for key, values in of.items()},
+        "std": {key: statistics.stdev(values) if known[key] else None for key, values in of.items()},
+    }
+
+
+def by_chance(deviations: float, random_seeds: int) -> float:
+    """How often one more random subset would differ by so many standard deviations (two-sided, if normal)."""
+    from scipy.stats import t  # slow to load
+
+    return float(2 * t.sf(deviations / (1 + 1 / random_seeds) ** 0.5, random_seeds - 1))
+
+
+def compared(values: Values, random: dict[str, Values], deviations: float) -> dict[str, str]:
+    """For every measure: better or worse than random by more than so many standard deviations, or same."""
+    outcome = {}
+    for measure in MEASURES:
+        value, mean = values.get(measure.key), random["mean"].get(measure.key)
+        if value is None or mean is None:
+            outcome[measure.key] = "same"
+            continue
+        gain = mean - value if measure.better == "lower" else value - mean
+        clear = abs(gain) > max(deviations * random["std"][measure.key], ROUNDING)
+        outcome[measure.key] = ("better" if gain > 0 else "worse") if clear else "same"
+    return outcome
+
+
+def verdict(name: str, values: Values, random: dict[str, Values], each: Sequence[Values]) -> str:
+    """One sentence about a subset.
+
+    Args:
+        name: subject of the sentence. values: its measures.
+        random: mean and std of random subsets of the same size, and `each` of them.
+    """
+
+    def in_digits(key: str) -> tuple[str, str]:
+        value, mean, std = values[key], random["mean"][key], random["std"][key]
+        digits = min(MOST_DIGITS, 1 - math.floor(math.log10(std))) if std > 0 else MOST_DIGITS  # two of the deviation
+        digits = max(digits, FEWEST_DIGITS)
+        return f"{value:.{digits}f}", f"against {mean:.{digits}f} ± {std:.{digits}f}"
+
+    (emd, emd_of_random), (hardest, hardest_of_random) = in_digits(EMD), in_digits(HARDEST)
+
+    outcome = compared(values, random, CLAIMED)
+    farther = sum(values[EMD] < other[EMD] for other in each)
+    text = SENTENCES[outcome[EMD], outcome[HARDEST]].format(
+        beaten=f"all {farther} random ones" if farther == len(each) else f"{farther} of {len(each)} random ones",
+        emd=f"EMD {emd} {emd_of_random}",
+        hardest=f"95% of the pool within {hardest} of a chosen image, {hardest_of_random}",
+    )
+    if "accuracy_nearest" in values:
+        mean, std = (random[of]["accuracy_nearest"] for of in ("mean", "std"))
+        text += f"; its nearest neighbours label {values['accuracy_nearest']:.1f}% of the held-out images correctly"
+        text += f", those of random ones {mean:.1f} ± {std:.1f}%"
+    return f"{name} {text}."
+
+
+def summary(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    values: Sequence[Values],
+    random: dict[int, dict[str, Values]],
+    sentences: Sequence[str],
+) -> str:
+    """The headline: for one subset its own sentence; for several, which is closest to the pool.
+
+    Only subsets of one size are compared with each other: the EMD of finite samples shrinks as they grow. The best is
+    named where it leads the next by more than the verdict's standard deviations of random subsets of that size.
+    """
+    if len(names) == 1:
+        return sentences[0]
+    parts = []
+    for size in dict.fromkeys(sizes):
+        rivals = [position for position in range(len(names)) if sizes[position] == size]
+        if len(rivals) < 2:
+            continue
+        leads: dict[str, list[str]] = {}
+        for key, merit in MERITS.items():
+            first, second = sorted(rivals, key=lambda position: values[position][key])[:2]
+            if values[second][key] - values[first][key] > CLAIMED * random[size]["std"][key]:
+                leads.setdefault(names[first], []).append(merit.format(values[first][key]))
+        said = ", while ".join(f"{name} {' and '.join(merits)}" for name, merits in leads.items())
+        none = "none is clearly closer to the pool or to its hardest images than the others"
+        parts.append(f"of the {len(rivals)} subsets of {size:,} images {said or none}")
+    if not parts:
+        return "The subsets differ in size: each is compared with random ones of its own size only."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def compare(
+    names: Sequence[str], sizes: Sequence[int], values: Sequence[Values], random: dict[int, list[Values]]
+) -> dict[str, Any]:
+    """The part of the report that its verdict and its table are made of.
+
+    Args:
+        names, sizes, values: of each subset, values its measures. random: for each size, the measures of every random
+            subset of that size.
+    """
+    deviations = {size: mean_and_std(each) for size, each in random.items()}
+    entries = []
+    for name, k, measured in zip(names, sizes, values, strict=True):
+        subject = name if len(names) > 1 else "The chosen subset"
+        entries.append(
+            {
+                "name": name,
+                "k": k,
+                "verdict": verdict(subject, measured, deviations[k], random[k]),
+                "values": measured,
+                "against_random": compared(measured, deviations[k], MARKED),
+            }
+        )
+    seeds = len(next(iter(random.values())))
+    return {
+        "verdict": summary(names, sizes, values, deviations, [entry["verdict"] for entry in entries]),
+        "measures": rows_of(values[0]),
+        "subsets": entries,
+        "marked_by_chance": by_chance(MARKED, seeds),
+        "claimed_by_chance": by_chance(CLAIMED, seeds),
+        "random": [{"k": size, **deviations[size], "each": each} for size, each in random.items()],
+    }
