@@ -1,1 +1,8 @@
-"""What both stages need: checkpoints, networks, image folders, processes, files, and errors of one line."""
+"""What the stages share: checkpoints, networks, images, processes, training, files, and errors of one line.
+
+Scripts import it before torch, whose threads are set up when it is loaded.
+"""
+
+from common.processors import share_processors
+
+share_processors()

@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         # The published checkpoints keep their options in a Namespace, which is harmless.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         if kind and not is_torch:
             raise InputError(f"checkpoint {path} is no checkpoint: {kind}") from None
         raise InputError(

@@ -2,12 +2,12 @@
 
 import argparse
 import ast
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import InputError
+from common.processors import usable_processors
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -103,6 +103,5 @@ seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; ran
 
 
 def worker_count(wanted: int) -> int:
-    """Data loading processes: as many as wanted, never more than the processors this process may run on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(wanted, usable)
+    """Data loading processes: as many as wanted, never more than the processors this process may use."""
+    return min(wanted, usable_processors())

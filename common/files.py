@@ -1,7 +1,10 @@
 """Files are written whole or not at all: a temporary name first, then a rename."""
 
+import errno
+import fcntl
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,14 +37,14 @@ FILE_KINDS = {
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error.
 
-    Raises InputError, naming the file, when the system refuses to write it (no space left on device, say).
+    Raises InputError, naming the file, when it cannot be written: no space is left, say.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,6 +62,29 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"the {what} {path} is not JSON: {error}") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone. Raises InputError when another process holds it.
+
+    The lock goes with its process, however that ends, and is not inherited by worker processes (a POSIX record lock).
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise InputError(
+                    f"{folder} is in use by {owner}: wait for it, or choose another --output_dir"
+                ) from None
+            # a file system without locks: nothing can be known
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def kind_of_file(path: str | Path) -> str | None:

@@ -85,7 +85,7 @@ def is_image(name: str) -> bool:
 def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ClassFolders:
     """`<root>/<class>/*`, the ImageNet layout: classes and images in the order of their names.
 
-    Raises InputError when the folder is missing, has no class folders, or one of them holds no image.
+    Raises InputError when the folder is missing, or has no class folders with an image.
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
@@ -95,10 +95,8 @@ def class_folders(root: Path, transform: Transform | None = None, loader: Loader
         raise InputError(f"image folder {root} cannot be used: {error}") from None
     if not folders.classes:
         raise InputError(f"image folder {root} cannot be used: it has no class folders")
-    used = {label for _, label in folders.samples}
-    empty = [name for label, name in enumerate(folders.classes) if label not in used]
-    if empty:
-        raise InputError(f"image folder {root} cannot be used: Found no valid file for the classes {', '.join(empty)}")
+    if not folders.samples:
+        raise InputError(f"image folder {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
     return folders
 
 

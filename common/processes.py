@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -78,6 +80,25 @@ class Processes:
             self.barrier()
 
 
+class Interruption:
+    """Notes SIGTERM instead of dying of it, so that the update under way is finished and the state saved."""
+
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again, with --auto-resume
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interruption":
+        self.previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
     if name == "auto":
@@ -90,6 +111,13 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
+    """The type that --amp names: off, bf16 or fp16; auto is fp16 on CUDA, else off."""
+    if amp == "auto":
+        amp = "fp16" if device.type == "cuda" else "off"
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
@@ -122,6 +150,10 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
     state = init_distributed_device_so(str(device), dist_url=dist_url)
     try:
         yield Processes(torch.device(state["device"]), state["global_rank"], state["world_size"])
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("another process of this run has ended; its own message says why") from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
     python extract_feature.py --dataset CIFAR10
     python extract_feature.py --dataset Folder --data_path ~/photos --arch vit_small_patch14_dinov2.lvd142m
+    python extract_feature.py --dataset ADE20K --data_path data/ADEChallengeData2016
     torchrun --nproc_per_node=2 extract_feature.py --dataset ImageNet
 
 The first writes features/CIFAR10_train.npy, (50000, 384 + 1): one row per image in dataset order, not normalised, the
@@ -24,11 +25,11 @@ VITS = ("vit_tiny", "vit_small", "vit_base")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Extract the features of every image of a pool with a pretrained network.")
-    parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "Folder"])
+    parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "ADE20K", "Folder"])
     parser.add_argument(
         "--data_path",
         default="data",
-        help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with Folder, the folder itself",
+        help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself",
     )
     parser.add_argument("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     parser.add_argument(
@@ -85,13 +86,19 @@ def boolean(text: str) -> bool:
 def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     """The pool's name, for the feature file, and its folder.
 
-    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself.
+    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself. ADE20K's layout, with
+    masks or without, makes a pool of that name or, in another folder, of the folder's.
     """
     root, train = Path(args.data_path), args.split == "train"
     if args.dataset.startswith("CIFAR"):
         return args.dataset, root
     if args.dataset == "ImageNet":
         name, folder = "ImageNet", split_folder(root / "ImageNet", train)
+    elif args.dataset == "ADE20K":
+        from common.scenes import ADE20K, scene_folder
+
+        folder = scene_folder(root, train)
+        name = args.dataset if folder.parents[1].name == ADE20K else folder.parents[1].resolve().name
     else:
         both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
         name, folder = root.resolve().name, split_folder(root, train) if both else root
@@ -108,7 +115,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.resume and path.is_file() and not unfinished(path).is_file():
         print(f"{path} is finished: nothing to resume; without --resume it is extracted again")
         return path
-    from data_selection.features.extraction import extract_features  # torch, timm: seconds to load
+    from data_selection.extraction.extraction import extract_features  # torch, timm: seconds to load
 
     extract_features(args, root, path)
     return path

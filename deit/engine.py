@@ -1,41 +1,36 @@
 """One epoch of finetuning, and one evaluation."""
 
-import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
-from timm.utils import dispatch_clip_grad
+from timm.data import Mixup
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.errors import InputError
-from common.files import atomic_file
-from common.processes import Processes, autocast
-from deit.batch_stream import EpochPlan, seed_everything
-from deit.training_state import Interruption, TrainingState
-
-Batch = tuple[Tensor, Tensor]
+from common.processes import Interruption, Processes, autocast
+from common.progress import progress_bar
+from common.training_state import TrainingState
+from common.weight_update import Batch, Recipe, to_network, update_weights
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What stays the same for a whole run. criterion(images, outputs, targets) is the mean over the images."""
+class ClassificationLoss:
+    """Mean loss of a batch, with mixup where the recipe has it. criterion(images, outputs, targets) gives it."""
 
     criterion: nn.Module
-    plan: EpochPlan
-    seed: int
     mixup: Mixup | None = None
-    clip_grad: float | None = None
-    amp_dtype: torch.dtype | None = None
-    evidence_dir: Path | None = None  # where a loss that is not finite leaves what is needed to look at it
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """images (b, 3, h, w), targets (b,) -> scalar."""
+        if self.mixup is not None and len(images) > 1:
+            even = len(images) // 2 * 2  # mixup pairs images, and the last batch may be odd
+            images, targets = self.mixup(images[:even], targets[:even])
+        elif self.mixup is not None:
+            targets = F.one_hot(targets, self.mixup.num_classes).float()
+        return self.criterion(images, model(images), targets)
 
 
 def train_one_epoch(
@@ -54,90 +49,24 @@ def train_one_epoch(
     Raises: InputError, in every process, when the loss is not finite.
     """
     model.train()
-    for update in range(state.update, recipe.plan.updates):
-        state.optimizer.zero_grad()
-        sizes = recipe.plan.micro_batches(update)
-        loss = torch.zeros((), device=processes.device)
-        for number, size in enumerate(sizes, start=1):
-            images, targets = to_network(next(batches), processes.device)
-            # What is drawn from here on (mixup, stochastic depth) is this place's own, however the batch was loaded.
-            seed_everything(recipe.seed, state.epoch, update, number, processes.rank)
-            if recipe.mixup is not None and len(images) > 1:
-                even = len(images) // 2 * 2  # mixup pairs images, and the last batch may be odd
-                images, targets = recipe.mixup(images[:even], targets[:even])
-            elif recipe.mixup is not None:
-                targets = F.one_hot(targets, recipe.mixup.num_classes).float()
-            with gradients_stay(model, until_last=number < len(sizes)):
-                with autocast(processes.device, recipe.amp_dtype):
-                    share = recipe.criterion(images, model(images), targets) * (size / sum(sizes))
-                state.scaler.scale(share).backward()
-            loss += share.detach()
-        mean_loss, stop = agree(loss, interruption.requested, processes)
-        if not math.isfinite(mean_loss):
-            give_up(mean_loss, loss, (images, targets), update, recipe, state, processes)
-
-        if recipe.clip_grad is not None:
-            state.scaler.unscale_(state.optimizer)
-            dispatch_clip_grad(model.parameters(), recipe.clip_grad)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.model_ema is not None:
-            state.model_ema.update(state.model)
-        state.update = update + 1
-        state.losses.append(mean_loss)
+    while state.update < recipe.plan.updates:
+        stop = update_weights(model, batches, recipe, state, processes, interruption)
         bar.update()
         if stop:
             return True
     return False
 
 
-def to_network(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; images of bytes become floats, normalised with ImageNet's mean and std."""
-    images, targets = (part.to(device, non_blocking=True) for part in batch)
-    if images.dtype == torch.uint8:
-        mean, std = (
-            torch.tensor(channels, device=device)[:, None, None]
-            for channels in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
-        images = images.float().div_(255).sub_(mean).div_(std)
-    return images, targets
+def end_epoch(state: TrainingState) -> None:
+    """Step the schedule with the number of the epoch that ends: as published, epochs 0 and 1 run at --warmup-lr."""
+    state.lr_scheduler.step(state.epoch, max(0.0, state.best_score))
+    state.next_epoch()
 
 
-def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager:
-    """Several processes average their gradients once an update, with its last micro-batch."""
-    return model.no_sync() if until_last and isinstance(model, DistributedDataParallel) else nullcontext()
-
-
-def agree(loss: Tensor, stop: bool, processes: Processes) -> tuple[float, bool]:
-    """The mean loss, and whether any process was asked to stop: the same in all processes."""
-    both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
-    if processes.size > 1:
-        dist.all_reduce(both)
-    return both[0].item() / processes.size, both[1].item() > 0
-
-
-def give_up(
-    mean_loss: float,
-    own_loss: Tensor,
-    batch: Batch,
-    update: int,
-    recipe: Recipe,
-    state: TrainingState,
-    processes: Processes,
-) -> NoReturn:
-    """Leave the evidence of a loss that is not finite, in the processes it arose in, and raise InputError in all."""
-    lr = max(group["lr"] for group in state.optimizer.param_groups)
-    where = f"epoch {state.epoch}, update {update}, lr {lr:g}"
-    left = ""
-    if recipe.evidence_dir is not None:
-        left = f"; the weights and the last batch are in {recipe.evidence_dir}/nonfinite_*.pth"
-        if not own_loss.isfinite():
-            evidence = {"model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}
-            about = {"epoch": state.epoch, "update": update, "lr": lr, "loss": own_loss.item()}
-            with atomic_file(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth") as temporary:
-                torch.save({**evidence, **about}, temporary)
-    processes.barrier()
-    raise InputError(f"the loss is {mean_loss} at {where}: lower --lr or --clip-grad{left}")
+def step_schedule_to(state: TrainingState) -> None:
+    """Set the rate of `state.epoch` on this run's schedule, which may be longer than that of its checkpoint."""
+    if state.epoch and not hasattr(state.lr_scheduler, "lr_scheduler"):  # plateau was resumed with the state
+        state.lr_scheduler.step(state.epoch - 1)
 
 
 @torch.inference_mode()
@@ -156,7 +85,7 @@ def evaluate(
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
-    for batch in tqdm(loader, desc="evaluating", leave=False, disable=not processes.is_main):
+    for batch in progress_bar(loader, desc="evaluating", leave=False, disable=not processes.is_main):
         images, targets = to_network(batch, processes.device)
         with autocast(processes.device, amp_dtype):
             logits = model(images).float()  # (b, c)
@@ -167,10 +96,10 @@ def evaluate(
         if confusion is not None:
             pairs = targets * logits.shape[1] + ranked[:, 0]
             confusion += pairs.cpu().bincount(minlength=confusion.numel()).reshape(confusion.shape)
-    if sharded and processes.size > 1:
+    if sharded:
         for counts in (totals,) if confusion is None else (totals, confusion):
             summed = counts.to(processes.device)
-            dist.all_reduce(summed)
+            processes.sum(summed)
             counts.copy_(summed)
     loss, top1, top5, count = totals.tolist()
     return {"loss": loss / count, "acc1": 100 * top1 / count, "acc5": 100 * top5 / count}

@@ -1,6 +1,8 @@
 """The images to finetune on and to evaluate on, with the published recipe's transforms."""
 
 import argparse
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,21 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import MaybeToTensor
 from torch.utils.data import Dataset, Subset
-from torchvision.datasets import INaturalist
+from torchvision.datasets import ImageFolder, INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
 from common.files import read_json
 from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
+from common.networks import input_size
 from common.subset_file import read_subset_ids
+from common.training_state import checksum
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
 EVAL_RESIZE = 256 / 224
+MOST_NAMED_CLASSES = 8
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,33 @@ class FinetuningData:
     """What to train and to evaluate on.
 
     train: PIL images and labels; of a ...SUBSET, the chosen ones. train_as_evaluated: the same, transformed like `val`.
-    val: the whole test or val split, images as bytes (3, h, w). classes: their names.
+    val: the whole test or val split, images as bytes (3, h, w). classes: the names of those of both.
+    identity: which images these are, in words that are compared when a run is resumed.
     """
 
     train: Dataset
     train_as_evaluated: Dataset
     val: Dataset
     classes: list[str]
+    identity: dict[str, str]
+
+    def unlabelled(self) -> str:
+        """Says which classes have no image to train on, if any."""
+        trained, evaluated = set(labels_of(self.train)), Counter(labels_of(self.val))
+        names = [name for label, name in enumerate(self.classes) if label not in trained]
+        errors = sum(count for label, count in evaluated.items() if label not in trained)
+        if not names:
+            return ""
+        listed = ", ".join(names[:MOST_NAMED_CLASSES]) + ", ..." * (len(names) > MOST_NAMED_CLASSES)
+        return (
+            f"{len(names)} of {len(self.classes)} classes have no image to train on ({listed}): "
+            f"their {errors} evaluation images count as errors"
+        )
 
 
 class Transformed(Dataset):
+    """The same images through a transform."""
+
     def __init__(self, images: Dataset, transform: Transform):
         self.images, self.transform = images, transform
 
@@ -50,11 +72,21 @@ class Transformed(Dataset):
         return self.transform(image), label
 
 
+class ImageOnly:
+    """A transform of images, for pairs of an image and its label."""
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, label: int) -> tuple[Any, int]:
+        return self.transform(image), label
+
+
 def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms = {True: None, False: eval_transform(args.input_size)}
+    transforms = {True: None, False: eval_transform(input_size(args))}
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
         classes = train.classes
@@ -62,29 +94,70 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         # Either the layout itself, or the folder that feature extraction looks for it in.
         root = root if (root / "train").is_dir() else root / "ImageNet"
         train, val = (class_folders(split_folder(root, is_train), transforms[is_train]) for is_train in (True, False))
-        if train.classes != val.classes:
-            odd = sorted(set(train.classes) ^ set(val.classes))[0]
-            raise InputError(f"{train.root} and {val.root} differ in their class folders: {odd} is in one of them only")
-        classes = train.classes
+        classes = share_classes(train, val)
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
         train, classes = inaturalist(root, year, "train", args.inat_category, None)
         val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
+    identity = {"train_images": describe_images(train), "val_images": describe_images(val)}
     if args.data_set.endswith("SUBSET"):
         listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
         train = Subset(train, list(listed))
+        identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
     train_transform(args)(train[0][0]), val[0]  # what cannot be read or has the wrong size shows before the work begins
-    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes))
+    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity)
+
+
+def share_classes(train: ImageFolder, val: ImageFolder) -> list[str]:
+    """Number the labels of both splits by the classes of both: a class that only one of them has is a class.
+
+    Returns: their names. Raises: InputError when the splits have no class in common.
+    """
+    if not set(train.classes) & set(val.classes):
+        raise InputError(f"{train.root} and {val.root} have no class folder in common: {train.classes[0]}, say")
+    classes = sorted({*train.classes, *val.classes})
+    number = {name: label for label, name in enumerate(classes)}
+    for split in (train, val):
+        split.samples = split.imgs = [(path, number[split.classes[label]]) for path, label in split.samples]
+        split.targets = [label for _, label in split.samples]
+        split.classes, split.class_to_idx = classes, number
+    return classes
+
+
+def labels_of(images: Dataset) -> list[int]:
+    """The label of each image, without opening it."""
+    if isinstance(images, Subset):
+        labels = labels_of(images.dataset)
+        return [labels[index] for index in images.indices]
+    if isinstance(images, INaturalist):
+        named = [
+            category if images.target_type == ["full"] else images.categories_map[category][images.target_type[0]]
+            for category, _ in images.index
+        ]
+        return [images.target_transform(label) if images.target_transform else label for label in named]
+    return images.targets
+
+
+def describe_images(images: Dataset) -> str:
+    """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
+    if isinstance(images, Subset):  # one split of iNaturalist
+        names = (f"{row}/{images.dataset.index[row][1]}" for row in images.indices)
+    elif isinstance(images, ImageFolder):
+        names = (path[len(images.root) :] for path, _ in images.samples)
+    else:
+        return f"{len(images)} images"
+    return f"{len(images)} images, checksum {checksum(map(os.fsencode, names))}"
 
 
 def train_transform(args: argparse.Namespace) -> T.Compose:
     """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
 
-    Images are normalised on the device (engine.to_network), unless parts are erased, which timm does afterwards.
+    Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
     """
+    size = input_size(args)
     try:
         transform = create_transform(
-            args.input_size,
+            size,
             is_training=True,
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
@@ -100,22 +173,22 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         to_float, normalize = steps[-2:]
         assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
         steps[-2:] = [T.PILToTensor()]
-    if args.input_size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(args.input_size), T.RandomCrop(args.input_size, padding=4)]
+    if size <= SMALL_IMAGE:
+        steps[:1] = [ExactSize(size), T.RandomCrop(size, padding=4)]
     return transform
 
 
-def eval_transform(input_size: int) -> T.Compose:
+def eval_transform(size: int) -> T.Compose:
     """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
-    if input_size <= SMALL_IMAGE:
-        return T.Compose([ExactSize(input_size), T.PILToTensor()])
-    resized = int(EVAL_RESIZE * input_size)
+    if size <= SMALL_IMAGE:
+        return T.Compose([ExactSize(size), T.PILToTensor()])
+    resized = int(EVAL_RESIZE * size)
     resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
-    return T.Compose([resize, T.CenterCrop(input_size), T.PILToTensor()])
+    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
 
 
 class ExactSize:
-    """Passes images of the one size that is asked for."""
+    """Passes images of one size, and raises InputError for any other."""
 
     def __init__(self, size: int):
         self.size = size

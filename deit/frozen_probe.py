@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from common.errors import InputError
 from common.processes import Processes, autocast
+from common.progress import progress_bar
 from common.readouts import linear_readout, weighted_neighbours
-from deit.engine import to_network
+from common.weight_update import to_network
 from deit.finetuning_data import FinetuningData
 
 
@@ -29,7 +29,7 @@ def probe(
     Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
     """
     if processes.size > 1:
-        raise InputError(f"--probe {kind} is a matter of seconds: run it in one process, not {processes.size}")
+        raise InputError(f"--probe {kind} takes seconds: run it in one process, not {processes.size}")
     train, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
     val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
     if len(set(labels.tolist())) < 2:
@@ -48,7 +48,7 @@ def features_of(
     """What the model's head would see (n, d), and the labels (n,)."""
     model.eval()
     features, labels = [], []
-    for batch in tqdm(DataLoader(images, batch_size), desc="features", leave=False):
+    for batch in progress_bar(DataLoader(images, batch_size), desc="features", leave=False):
         pixels, targets = to_network(batch, device)
         with autocast(device, amp_dtype):
             features.append(model.forward_head(model.forward_features(pixels), pre_logits=True).float().cpu())

@@ -10,21 +10,30 @@ checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch), summar
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
-
-from common.command_line import run
+from common.batch_stream import BatchStream, seed_everything
+from common.command_line import run as run_command
 from common.errors import InputError
-from common.files import write_json
-from common.processes import Processes, launched
-from deit.assembly import (
-    amp_dtype_of,
+from common.files import locked, write_json
+from common.processes import Interruption, Processes, amp_dtype_of, launched
+from common.progress import progress_bar
+from common.run_folder import RunFolder, newest_checkpoint
+from common.training_state import TrainingState
+from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
+from deit.finetuning_data import FinetuningData, build_datasets
+from deit.recipe_options import parse_args
+from deit.run_parts import (
     build_eval_loader,
     build_model,
     build_plan,
@@ -32,15 +41,10 @@ from deit.assembly import (
     build_state,
     build_train_loader,
     describe_recipe,
+    describe_run,
     distributed,
     load_weights,
 )
-from deit.batch_stream import BatchStream, seed_everything
-from deit.engine import evaluate, train_one_epoch
-from deit.figures import draw_confusion_matrix, draw_curves
-from deit.finetuning_data import FinetuningData, build_datasets
-from deit.recipe_options import parse_args
-from deit.training_state import Interruption, RunFolder, TrainingState
 
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
@@ -48,8 +52,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     seed_everything(args.seed)
     with processes.main_first():
         data = build_datasets(args)
+    if data.unlabelled():
+        report(processes, data.unlabelled())
     model = build_model(args, len(data.classes))
-    own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
     eval_loader = build_eval_loader(args, data, processes)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
@@ -67,26 +73,31 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         return finish_probe(args, result, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
-    state = build_state(args, model)
-    if own_checkpoint:
-        state.resume(*own_checkpoint, args)
-        report(processes, f"going on with epoch {state.epoch}, update {state.update}, after {own_checkpoint[1]}")
-    elif args.start_epoch:
-        if args.start_epoch >= args.epochs:
-            raise InputError(f"--start_epoch {args.start_epoch} of --epochs {args.epochs} leaves nothing to train")
-        state.epoch = args.start_epoch
-        state.lr_scheduler.step(args.start_epoch - 1)
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    run = describe_run(args, data, plan, weights, recipe)
+    if args.auto_resume:
+        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, partial(report, processes)) or own_checkpoint
+    state = build_state(args, model, plan.images_per_update)
+    if own_checkpoint:
+        state.resume(*own_checkpoint, run)
+        report(processes, f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
+    else:
+        state.epoch = args.start_epoch
+    step_schedule_to(state)
+    if state.epoch >= args.epochs and not state.last:
+        raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    report(processes, describe_recipe(args, len(data.train), plan, processes.size))
+    report(processes, describe_recipe(args, len(data.train), plan))
 
     epochs = range(state.epoch, args.epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
-    folder = RunFolder(Path(args.output_dir), state.epoch, args.tensorboard) if writes(args, processes) else None
-    progress = tqdm(
+    folder = None
+    if writes(args, processes):
+        folder = RunFolder(Path(args.output_dir), state.epoch, fresh=not own_checkpoint, tensorboard=args.tensorboard)
+    progress = progress_bar(
         total=args.epochs * plan.updates,
         initial=state.epoch * plan.updates + state.update,
         desc="finetuning",
@@ -95,41 +106,45 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     )
     with Interruption() as interruption, progress:
         for epoch in epochs:
-            lr = max(group["lr"] for group in state.optimizer.param_groups)
+            lr = state.lr
             stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
             if stopping and state.update < plan.updates:
-                stop(args, state, folder, processes)
+                stop(args, run, state, folder, processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             improved = False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
                 results = {"test": evaluate_now(model)}
                 if state.model_ema:
                     results["test_ema"] = evaluate_now(state.averaged_model(processes.device))
-                improved = state.note(results)
+                improved = state.note(results, epoch=epoch)
                 entry |= results
-                progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_acc1:.2f}")
-            state.next_epoch()
+                progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_score:.2f}")
+            end_epoch(state)
             if folder:
                 folder.append_to_log({**flat(entry), "epoch": epoch, "n_parameters": n_parameters})
                 due = (epoch + 1) % args.save_interval == 0 or epoch == args.epochs - 1
                 if improved or due:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
-                    folder.save(state.checkpoint(args), names)
+                    folder.save(state.checkpoint(args, run), names)
             if stopping and epoch < args.epochs - 1:
-                stop(args, state, folder, processes)
+                stop(args, run, state, folder, processes)
 
     summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)
-        per_class = (100 * confusion.diagonal() / confusion.sum(dim=1).clamp_min(1)).tolist()
-        summary["per_class_acc1"] = dict(zip(data.classes, per_class, strict=True))
+        summary["per_class_acc1"] = {
+            name: 100 * row[label].item() / row.sum().item() if row.any() else None  # None: no image to evaluate
+            for label, (name, row) in enumerate(zip(data.classes, confusion, strict=True))
+        }
     last, best = describe(state.last["test"]), describe(state.best["test"])
     report(processes, f"last {last}; best {best}, chosen on the test split")
     if folder:
-        draw_curves(folder.log(), folder.path / "curves.png")
+        from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
+
+        plot_finetuning_curves(folder.log(), folder.path / "curves.png")
         if args.confusion_matrix:
-            draw_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
+            plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
         report(processes, f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
     return summary
@@ -139,15 +154,21 @@ def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
 
 
-def stop(args: argparse.Namespace, state: TrainingState, folder: RunFolder | None, processes: Processes) -> NoReturn:
-    """Save what an interrupted run has come to, and exit with a code of its own."""
-    kept = "nothing is kept, for want of --output_dir"
+def stop(
+    args: argparse.Namespace,
+    run: dict[str, Any],
+    state: TrainingState,
+    folder: RunFolder | None,
+    processes: Processes,
+) -> NoReturn:
+    """Save the state of an interrupted run and exit with a code of its own."""
+    saved = "no --output_dir: nothing was saved"
     if args.output_dir:
-        kept = f"--auto-resume goes on from {args.output_dir}"
+        saved = f"continue with --auto-resume; saved in {args.output_dir}"
     if folder:
-        folder.save(state.checkpoint(args), ["checkpoint.pth"])
+        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
         folder.finish()
-    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {kept}")
+    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {saved}")
     processes.barrier()
     raise SystemExit(Interruption.EXIT_CODE)
 
@@ -181,9 +202,11 @@ def report(processes: Processes, message: str) -> None:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best accuracies, as in summary.json."""
     args = parse_args(argv)
-    with launched(args.device, args.dist_url) as processes:
+    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
+        if args.output_dir and not args.eval:
+            processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
         return finetune(args, processes)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

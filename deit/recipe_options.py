@@ -11,8 +11,15 @@ from common.files import make_output_dir
 from common.networks import add_model_kwargs_option
 from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
-PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images an update
+PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
+# Options that change no result, and those whose files or effect are compared instead: a run is resumed with any others.
+NO_INFLUENCE = (
+    "accum_steps", "auto_resume", "cache_mb", "confusion_matrix", "cooldown_epochs", "device", "dist_eval", "dist_url",
+    "eval", "eval_interval", "model_ema_force_cpu", "num_workers", "output_dir", "pin_mem", "probe", "resplit",
+    "save_interval", "tensorboard", "world_size",
+    "batch_size", "data_path", "finetune", "resume", "subset_ids", "teacher_path", "total_batch_size",
+)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,9 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--total-batch-size",
         type=natural,
-        help="images per update, over all processes; when not given, --batch-size times the number of processes",
+        help="images per update, over all processes; default: --batch-size times the number of processes",
     )
-    add("--accum-steps", default=1, type=natural, help="forward passes that an update is made in, to save memory")
+    add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
     add("--epochs", default=1000, type=natural)
     add("--seed", default=0, type=whole)
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
@@ -45,11 +52,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
     add("--eval", action="store_true", help="evaluate only")
     add("--probe", choices=["linear", "knn"], help="do not finetune: fit a readout of the frozen features of --resume")
-    add("--confusion-matrix", action="store_true", help="draw it after the last epoch, with the accuracy of each class")
+    add("--confusion-matrix", action="store_true", help="draw it after the last epoch, with the accuracy per class")
     add("--tensorboard", action="store_true", help="write TensorBoard's files as well")
-    add("--dist-eval", action="store_true", help="share the evaluation among the processes")
+    add("--dist-eval", action="store_true", help="divide the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
-    add("--num_workers", default=16, type=whole, help="decoding processes, at most the machine's")
+    add("--num_workers", default=16, type=whole, help="processes that load images; at most the number of processors")
     add(
         "--cache-mb",
         default=4096,
@@ -58,34 +65,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--pin-mem", default=True, action="store_true", help="pinned memory for faster copies to the GPU")
     add("--no-pin-mem", dest="pin_mem", action="store_false")
-    add("--world_size", default=1, type=natural, help="read by nothing: the launcher says how many processes run")
+    add("--world_size", default=1, type=natural, help="accepted for compatibility; has no effect: the launcher sets it")
     add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--model", default="deit_small_patch16_224", help="any timm name")
     add_model_kwargs_option(group)
-    add("--input-size", type=natural, help="pixels a side; 224, or img_size of --model-kwargs, when not given")
+    add("--input-size", type=natural, help="pixels per side; default: img_size of --model-kwargs, else 224")
     add("--drop", default=0.0, type=number(float, 0, below=1), help="dropout rate")
     add("--drop-path", default=0.1, type=number(float, 0, below=1), help="stochastic depth rate of the last block")
     add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
     add("--no-model-ema", dest="model_ema", action="store_false")
     add("--model-ema-decay", default=0.99996, type=share)
+    add("--model-ema-warmup", action="store_true", help="let the decay grow to --model-ema-decay; for short runs")
     add("--model-ema-force-cpu", action="store_true", help="keep the moving average in main memory")
 
     group = parser.add_argument_group("optimiser")
     add = group.add_argument
-    add("--opt", default="SGD", help="any timm optimiser; SGD is with Nesterov momentum")
+    add("--opt", default="SGD", type=str.lower, help="any timm optimiser; SGD is with Nesterov momentum")
     add("--opt-eps", default=1e-8, type=positive)
-    add("--opt-betas", type=share, nargs="+", metavar="BETA", help="the optimiser's own when not given")
-    add("--clip-grad", type=positive, metavar="NORM", help="no clipping when not given")
+    add("--opt-betas", type=share, nargs="+", metavar="BETA", help="default: the optimiser's own")
+    add("--clip-grad", type=positive, metavar="NORM", help="default: no clipping")
     add("--momentum", default=0.9, type=share)
     add("--weight-decay", default=1e-4, type=not_negative)
 
     group = parser.add_argument_group("schedule")
     add = group.add_argument
     add("--sched", default="cosine", choices=["cosine", "tanh", "step", "poly", "plateau"])
-    add("--lr", default=PUBLISHED_LR, type=positive, help="for 512 images an update; scaled with their number")
+    add("--lr", default=PUBLISHED_LR, type=positive, help="for 512 images per update; scaled with their number")
     add("--lr-noise", type=share, nargs="+", metavar="SHARE", help="on and off points, as shares of the epochs")
     add("--lr-noise-pct", default=0.67, type=positive)
     add("--lr-noise-std", default=1.0, type=positive)
@@ -93,14 +101,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--min-lr", default=1e-5, type=not_negative)
     add("--decay-epochs", default=30, type=number(float, above=0), help="between decays of the step schedule")
     add("--warmup-epochs", default=5, type=whole)
-    add("--cooldown-epochs", default=10, type=whole, help="without effect: --epochs is all that is trained")
+    add("--cooldown-epochs", default=10, type=whole, help="accepted for compatibility; has no effect")
     add("--patience-epochs", default=10, type=whole, help="of the plateau schedule")
     add("--decay-rate", "--dr", default=0.1, type=positive, help="of the step and plateau schedules")
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
     add("--color-jitter", default=0.0, type=not_negative)
-    add("--aa", default="none", help="timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1; none is none")
+    add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
     add("--repeated-aug", default=True, action="store_true", help="draw every image of an epoch three times")
@@ -108,11 +116,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reprob", default=0.0, type=share, help="random erase probability")
     add("--remode", default="pixel", choices=["const", "rand", "pixel"])
     add("--recount", default=1, type=natural)
-    add("--resplit", action="store_true", help="read by nothing, as in the published code")
+    add("--resplit", action="store_true", help="accepted for compatibility; has no effect")
     add("--mixup", default=0.0, type=not_negative, help="mixup alpha; 0 is off")
     add("--cutmix", default=0.0, type=not_negative, help="cutmix alpha; 0 is off")
     add("--cutmix-minmax", type=share, nargs=2, metavar=("MIN", "MAX"), help="overrides the alpha of cutmix")
-    add("--mixup-prob", default=0.0, type=share, help="probability of mixing a batch at all")
+    add("--mixup-prob", default=0.0, type=share, help="probability that a batch is mixed at all")
     add("--mixup-switch-prob", default=0.5, type=share, help="probability of cutmix where both are on")
     add("--mixup-mode", default="batch", choices=["batch", "pair", "elem"])
 
@@ -134,12 +142,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         nargs="+",
         metavar="JSON",
-        help="lists of the chosen indices, for the ...SUBSET data sets; of several files, all that they list",
+        help="chosen indices, for the ...SUBSET data sets; several files are joined",
     )
 
     args = parser.parse_args(argv)
-    args.opt = args.opt.lower()
-    args.input_size = args.input_size or args.model_kwargs.get("img_size", 224)
     check_together(args)
     return args
 
@@ -150,7 +156,7 @@ def check_together(args: argparse.Namespace) -> None:
         needs = "needs" if not args.subset_ids else "does not take"
         raise InputError(f"--data-set {args.data_set} {needs} --subset_ids, the JSON of chosen indices")
     if args.opt not in list_optimizers():
-        raise InputError(f"--opt {args.opt} is not known to timm; such are sgd, adamw, lamb")
+        raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
     if args.distillation_type != "none" and not args.teacher_path:
         raise InputError(f"--distillation-type {args.distillation_type} needs --teacher-path, the teacher's checkpoint")
     wanted = [name for name in ("auto_resume", "confusion_matrix", "tensorboard") if getattr(args, name)]

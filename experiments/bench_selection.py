@@ -1,4 +1,4 @@
-"""What a selection costs: this project's core, a dense autograd implementation of the same formulas, and k-means.
+"""What a selection costs: the fast form of ActiveFT, its plain autograd reference, and k-means.
 
     python experiments/bench_selection.py --feature_path data_selection/features/CIFAR10_train.npy
 
@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run
@@ -59,7 +58,7 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict:
     import torch.nn.functional as F
 
     from data_selection.activeft import reference, select
-    from data_selection.activeft.pool import Candidates
+    from data_selection.activeft.pool import Candidates, read_pool
     from data_selection.activeft.settings import Settings
 
     if method in ("faiss", "sklearn"):  # k-means sees the same unit rows
@@ -114,19 +113,8 @@ def load(feature_path: str | None, n: int) -> np.ndarray:
 
 def run_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> dict | None:
     """One method in a fresh process; None where it is not installed."""
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        method,
-        "--n",
-        str(n),
-        "--k",
-        str(k),
-        "--threads",
-        str(args.threads),
-    ]
-    command += ["--iterations", str(iterations)]
+    options = f"--child {method} --n {n} --k {k} --threads {args.threads} --iterations {iterations}"
+    command = [sys.executable, __file__, *options.split()]
     command += ["--feature_path", args.feature_path] if args.feature_path else []
     done = subprocess.run(command, capture_output=True, text=True)
     if "ModuleNotFoundError" in done.stderr:
@@ -187,41 +175,17 @@ def print_table(rows: list[dict], args: argparse.Namespace) -> None:
             )
 
 
-def plot(rows: list[dict], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    largest = {"n": max(row["n"] for row in rows), "k": max(row["k"] for row in rows)}
-    for axis, varied, fixed in zip(axes, ("n", "k"), ("k", "n"), strict=True):
-        kept = sorted((row for row in rows if row[fixed] == largest[fixed]), key=lambda row: row[varied])
-        for method in METHODS:
-            points = [(row[varied], row[f"{method}_s"]) for row in kept if f"{method}_s" in row]
-            if points:
-                axis.loglog(*zip(*points, strict=True), marker="o", label=method)
-        axis.set(xlabel=varied, title=f"{fixed} = {largest[fixed]:,}")
-        axis.grid(True, which="both", alpha=0.3)
-    axes[0].set_ylabel("seconds of a selection")
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    print(f"wrote {path}")
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser("Measure time and peak memory of the selection against a dense reference and k-means.")
+    parser = ArgumentParser("Measure time and peak memory of the selection beside a dense implementation and k-means.")
     parser.add_argument("--feature_path", help="feature file; not given: generated clusters")
     parser.add_argument("--n", nargs="+", type=number(int, 1), default=[12500, 25000, 50000], help="pool sizes")
     parser.add_argument("--k", nargs="+", type=number(int, 1), default=[250, 500, 1000], help="budgets")
     parser.add_argument("--iterations", type=number(int, 1), default=300, help="of the selection")
     parser.add_argument("--kmeans_iterations", type=number(int, 1), default=100, help="of k-means")
-    parser.add_argument("--dense_iterations", type=number(int, 1), default=10, help="that are timed of a dense run")
+    parser.add_argument("--dense_iterations", type=number(int, 1), default=10, help="timed of a dense run")
     parser.add_argument("--whole", action="store_true", help="time whole dense runs, and compare what they choose")
     parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--threads", type=number(int, 1), default=2)
-    parser.add_argument("--plot", help="also draw cost against n and k to this image")
     parser.add_argument("--child", choices=METHODS, help="run one method alone and print it as JSON")
     args = parser.parse_args(argv)
     if args.child:
@@ -231,8 +195,6 @@ def main(argv: list[str] | None = None) -> None:
     sizes = sorted({(n, max(args.k)) for n in args.n} | {(max(args.n), k) for k in args.k})
     rows = [compare(args, n, k) for n, k in sizes]
     print_table(rows, args)
-    if args.plot:
-        plot(rows, args.plot)
 
 
 if __name__ == "__main__":

@@ -33,18 +33,16 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
+from common.batch_stream import BatchStream, RepeatedAugmentationSampler
 from common.command_line import worker_count
-from common.processes import Processes
-from deit.assembly import build_model, build_plan, build_recipe, build_state, build_train_loader
-from deit.batch_stream import BatchStream
-from deit.engine import train_one_epoch
+from common.networks import input_size
+from common.processes import Interruption, Processes
+from deit.engine import end_epoch, train_one_epoch
 from deit.finetuning_data import build_datasets
 from deit.recipe_options import parse_args
-from deit.repeated_augmentation import RepeatedAugmentationSampler
-from deit.training_state import Interruption
+from deit.run_parts import build_model, build_plan, build_recipe, build_state, build_train_loader
 
 SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=4 num_heads=3"
 SMALL_VIT_32, SMALL_VIT_224 = f"{SMALL_VIT} img_size=32 patch_size=8", f"{SMALL_VIT} img_size=224 patch_size=56"
@@ -69,17 +67,18 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
-    """One epoch a step: DeiT's loop, without what this project adds to it."""
-    transform = create_transform(args.input_size, is_training=True, color_jitter=0.0, interpolation="bicubic")
-    if args.input_size <= 32:
-        transform.transforms[0] = T.RandomCrop(args.input_size, padding=4)
+    """One epoch per step: DeiT's loop, without what this project adds to it."""
+    size = input_size(args)
+    transform = create_transform(size, is_training=True, color_jitter=0.0, interpolation="bicubic")
+    if size <= 32:
+        transform.transforms[0] = T.RandomCrop(size, padding=4)
     assert transform.transforms[-1].mean.tolist() == list(torch.tensor(IMAGENET_DEFAULT_MEAN))
     assert transform.transforms[-1].std.tolist() == list(torch.tensor(IMAGENET_DEFAULT_STD))
     images = ImageFolder(f"{args.data_path}/train", transform)
     sampler = RepeatedAugmentationSampler(len(images))
     loader = DataLoader(images, args.batch_size, sampler=sampler, num_workers=worker_count(args.num_workers))
     model = build_model(args, len(images.classes))
-    state = build_state(args, model)
+    state = build_state(args, model, args.total_batch_size)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
@@ -97,18 +96,18 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
 
 
 def our_epochs(args: argparse.Namespace) -> Iterator[None]:
-    """One epoch a step, through the pieces of deit/main.py."""
+    """One epoch per step, through the pieces of deit/main.py."""
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)
     sampler, plan = build_plan(args, len(data.train), processes)
-    state = build_state(args, build_model(args, len(data.classes)))
+    state = build_state(args, build_model(args, len(data.classes)), plan.images_per_update)
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     stream = BatchStream(sampler, plan, 0, 1, range(args.epochs))
     batches = iter(build_train_loader(args, data, stream, processes))
     for _ in range(args.epochs):
         with tqdm(disable=True) as bar:
             train_one_epoch(state.model, batches, recipe, state, processes, Interruption(), bar)
-        state.next_epoch()
+        end_epoch(state)
         yield
 
 

@@ -1,13 +1,13 @@
-"""Writes scikit-learn's handwritten digits as an image folder in ImageNet's layout.
+"""Write scikit-learn's handwritten digits as an image folder in ImageNet's layout.
 
 The 1,797 real scans (8x8 pixels, values 0..16) become `<folder>/{train,val}/<class>/<index>.png`: 32x32 grayscale,
 bright strokes on a dark ground as in the data, split 80/20 with equal class shares. The file name is the image's index
 in `sklearn.datasets.load_digits`. Nothing is downloaded; scikit-learn ships the images.
 
-    python digits_pool.py FOLDER
+    python experiments/digits_pool.py FOLDER      # a second
 """
 
-import argparse
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,13 +16,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+
+from common.command_line import ArgumentParser, run
+
 IMAGE_SIZE = 32
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
 
 
 def write_digits_pool(folder: Path) -> None:
-    """Writes the pool to `folder`; a pool that is already there is left as it is.
+    """Write the pool to `folder`; a pool that is already there is left as it is.
 
     The images go to a temporary sibling folder first and are renamed at the end, so `folder` is never half a pool.
     """
@@ -44,11 +48,11 @@ def write_digits_pool(folder: Path) -> None:
         unfinished.rename(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the handwritten digits as an image folder.")
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Write the handwritten digits as an image folder.")
     parser.add_argument("folder", type=Path, help="folder to create, e.g. data/digits")
-    write_digits_pool(parser.parse_args().folder)
+    write_digits_pool(parser.parse_args(argv).folder)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,10 +3,11 @@
     python experiments/emd_along_optimisation.py --feature_path experiments/output/digits/features/digits_train.npy \
         --percent 2 5 --output_dir experiments/output/emd
 
-draws, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
+plots, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
 that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
 
-On the digits, after `make table`, in 15 seconds; the picture is committed as experiments/emd_along_optimisation.png.
+After `make table`, 15 seconds on 2 cores; 28 images end at 0.637, random ones are at 0.762. The picture is committed as
+experiments/emd_along_optimisation.png.
 """
 
 import argparse
@@ -14,20 +15,16 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
 from common.feature_file import read_features
-from common.files import atomic_file, make_output_dir, write_json
+from common.files import make_output_dir, write_json
 from common.processes import pick_device
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.matching import match_prototypes
@@ -35,13 +32,14 @@ from data_selection.activeft.pool import Candidates, Pool, read_rows
 from data_selection.activeft.selection import select
 from data_selection.evidence.measures import earth_movers_distance, random_part
 from data_selection.sample_tools.subset_command import budget_of, percentage
+from experiments.plots import save_figure
 
 EVERY = 10  # iterations between two points of a curve
 CURVES = {"prototypes": "tab:gray", "images": "tab:blue"}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser("Draw the Earth Mover's Distance between subset and pool along the optimisation.")
+    parser = ArgumentParser("Plot the Earth Mover's Distance between subset and pool along the optimisation.")
     add = parser.add_argument
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
     add("--percent", nargs="+", default=[Fraction(2)], type=percentage, help="budgets in percent of the pool")
@@ -56,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def distances_along(
     pool: Tensor, budget: int, seed: int, max_iter: int, sample: Tensor
 ) -> dict[str, list[tuple[int, float]]]:
-    """The distance to the sample (m, d), at every 10th iteration and the last: [(iteration, distance), ...] a curve."""
+    """Per curve [(iteration, distance to the sample (m, d)), ...], at every 10th iteration and the last."""
     curves: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
 
     def observe(iteration: int, prototypes: Tensor) -> None:
@@ -69,28 +67,28 @@ def distances_along(
     return curves
 
 
-def spread(values: np.ndarray) -> np.ndarray:
+def std_over_seeds(values: np.ndarray) -> np.ndarray:
     """Sample standard deviation over the seeds, the first axis; 0 of a single one."""
     return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
-def draw(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
+def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
     """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
     for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):
         for name, colour in CURVES.items():
-            mean, std = distances[name].mean(axis=0), spread(distances[name])
+            mean, std = distances[name].mean(axis=0), std_over_seeds(distances[name])
             axis.plot(iterations, mean, color=colour, label=name)
             axis.fill_between(iterations, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         of_random = distances["random"]
         axis.axhline(of_random.mean(), color="tab:orange", linestyle="--", label="random images")
-        axis.axhspan(*(of_random.mean() + spread(of_random) * np.array([-1, 1])), color="tab:orange", alpha=0.12)
+        axis.axhspan(
+            *(of_random.mean() + std_over_seeds(of_random) * np.array([-1, 1])), color="tab:orange", alpha=0.12
+        )
         axis.set(title=f"{budget} images", xlabel="iteration", ylabel="Earth Mover's Distance to the pool")
         axis.grid(alpha=0.3)
         axis.legend()
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    save_figure(figure, picture)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -117,12 +115,12 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"{budget} of {n} images, seeds {args.seeds}, distance to {len(sample)} of the pool:")
         for name, values in distances.items():
             start, end = values.reshape(len(args.seeds), -1)[:, [0, -1]].T
-            ended = f"{end.mean():.4f} ± {spread(end):.4f}"
-            moved = f"{start.mean():.4f} ± {spread(start):.4f} at the start, {ended} at the end"
+            ended = f"{end.mean():.4f} ± {std_over_seeds(end):.4f}"
+            moved = f"{start.mean():.4f} ± {std_over_seeds(start):.4f} at the start, {ended} at the end"
             print(f"  {name:10} {ended if name == 'random' else moved}")
     content = {str(k): {name: values.tolist() for name, values in d.items()} for k, d in results.items()}
     write_json(folder / "emd_along_optimisation.json", {"iterations": iterations, "distances": content})
-    draw(results, iterations, folder / "emd_along_optimisation.png")
+    plot(results, iterations, folder / "emd_along_optimisation.png")
     print(f"wrote {folder / 'emd_along_optimisation.png'} and the numbers in it beside it")
     return folder / "emd_along_optimisation.png"
 

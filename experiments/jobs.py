@@ -1,12 +1,12 @@
-"""Commands that are run several at a time, each once: what is finished is not run again, what was stopped goes on.
+"""Commands that run several at a time, each once: what is finished is skipped, what was stopped is resumed.
 
 Starting Python with torch and timm takes seconds, more than many of the commands themselves. So a fork server imports
-them once, and every command is a fresh process forked from it, as isolated as if it had been typed.
+them once, and each process of the pool that it forks runs one command after the other.
 """
 
+import importlib
 import multiprocessing
 import os
-import runpy
 import shlex
 import shutil
 import signal
@@ -15,31 +15,34 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common.command_line import run
 from common.errors import InputError
 from common.files import make_output_dir, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the scripts import and the fork server imports for them; nothing of it touches a GPU.
-PRELOADED = ["torch", "timm", "torchvision", "torch.utils.data", "sklearn.cluster", "sklearn.linear_model",
-             "sklearn.neighbors", "sklearn.preprocessing", "scipy.stats", "matplotlib.pyplot"]  # fmt: skip
+# What the scripts import; nothing of it touches a GPU.
+PRELOADED = ["torch", "timm", "torchvision", "sklearn.cluster", "scipy.stats", "matplotlib.pyplot"]
 SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
+BUSY = threading.Lock()  # held in a process of the pool while it runs a command
 
 
 @dataclass(frozen=True)
 class Job:
     """One command of the project, run in a folder of its own for what it writes.
 
-    script: relative to the project's folder, run from the first folder of it as the README says. options: as typed.
-    folder: its own, with its log. result: the file it ends with. needs: the jobs whose results it reads.
-    discarded: a pattern of files in `folder` that are needed to go on with it, and not once it is finished.
+    script: relative to the project's folder, run from the first folder of it as the README says; it has a `main(argv)`.
+    options: as typed. folder: its own, with its log. result: the file it ends with. needs: the jobs whose results it
+    reads. discarded: a pattern of files in `folder` that are needed to resume it, and not once it is finished.
     """
 
     name: str
@@ -58,8 +61,7 @@ class Job:
     @property
     def commands(self) -> list[str]:
         """All commands that lead to the result, this one last."""
-        before = (command for need in self.needs for command in need.commands)
-        return [*dict.fromkeys(before), self.command]
+        return [job.command for job in with_needs([self])]
 
     @property
     def log(self) -> Path:
@@ -69,6 +71,14 @@ class Job:
     def record(self) -> Path:
         """How far it has come: {"commands": [...], "seconds": null until it is finished}."""
         return self.folder / "command.json"
+
+
+def with_needs(jobs: Iterable[Job]) -> list[Job]:
+    """Each job once, after those it needs."""
+    ordered: dict[Job, None] = {}
+    for job in jobs:
+        ordered |= dict.fromkeys([*with_needs(job.needs), job])
+    return list(ordered)
 
 
 def recorded(job: Job) -> dict:
@@ -82,7 +92,7 @@ def is_finished(job: Job) -> bool:
 
 
 def prepare(job: Job) -> None:
-    """Make the job's folder ready: what the same commands left in it is gone on with, what others left is removed.
+    """Make the job's folder ready: files of the same commands stay, to be resumed; those of others are removed.
 
     Raises InputError when the folder holds files that no job has written.
     """
@@ -98,104 +108,122 @@ def note(job: Job, seconds: float | None) -> None:
     write_json(job.record, {"commands": job.commands, "seconds": seconds}, indent=2)
 
 
-def run_jobs(jobs: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: Callable[[Job], str]) -> None:
-    """Run the jobs that are not finished, each as soon as what it needs is there, one at a time in each slot.
+def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: Callable[[Job], str]) -> None:
+    """Run the jobs and those they need, where not finished: each when its needs are there, one at a time in each slot.
 
-    slots: environment variables, such as the GPU to see. describe: what to say of a finished job.
-    Raises InputError, with the end of its log, when a job fails; the others are then stopped, as they are by Ctrl-C,
-    and go on the next time.
+    slots: environment variables, such as the GPU to see. describe: called with each job that has finished, for what to
+    print of it. Raises InputError, with the end of its log, when a job fails; the others are then stopped as by Ctrl-C,
+    and are resumed the next time.
     """
-    jobs, free = list(jobs), list(slots)
+    jobs = with_needs(targets)
     finished = {job for job in jobs if is_finished(job)}
     waiting = [job for job in jobs if job not in finished]
     stale = sum(recorded(job).get("commands", job.commands) != job.commands for job in waiting)
     again = f", {stale} of them again, with other options" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
-    context = fork_server()
-    with tqdm(total=len(jobs), initial=len(finished), unit="cmd", smoothing=0) as bar, processes() as running:
+    running: dict[Future, Job] = {}
+    with tqdm(total=len(jobs), initial=len(finished), unit="cmd", smoothing=0) as bar, workers(slots, running) as pool:
         while waiting or running:
-            while free and (job := next((job for job in waiting if finished.issuperset(job.needs)), None)):
+            while len(running) < len(slots) and (job := next_of(waiting, finished)):
                 waiting.remove(job)
                 prepare(job)
                 tqdm.write(job.command)
-                slot = free.pop(0)
-                process = context.Process(target=run_script, args=(job.script, job.options, str(job.log), dict(slot)))
-                process.start()
-                running[process.sentinel] = job, process, slot, time.monotonic()
-            for sentinel in wait(list(running)):
-                job, process, slot, started = running.pop(sentinel)
-                process.join()
-                if process.exitcode or not job.result.exists():
-                    raise InputError(failure(job, process.exitcode))
-                seconds = round(time.monotonic() - started, 1)
+                running[pool.submit(run_command, job.script, job.options, str(job.log))] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                seconds = seconds_of(future, running)
+                job = running.pop(future)
                 note(job, seconds)
                 for file in job.folder.glob(job.discarded) if job.discarded else ():
                     file.unlink()
                 finished.add(job)
-                free.append(slot)
                 bar.update()
                 tqdm.write(f"    {job.name}: {describe(job)} ({seconds} s)")
 
 
-def failure(job: Job, code: int) -> str:
-    log = job.log.read_text(errors="replace") if job.log.is_file() else ""
-    said = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "it did not start")
-    return f"{job.name} ended with exit code {code}: {said}; the command and all it said are in {job.log}"
+def next_of(waiting: Sequence[Job], finished: set[Job]) -> Job | None:
+    return next((job for job in waiting if finished.issuperset(job.needs)), None)
+
+
+def seconds_of(future: Future, running: Mapping[Future, Job]) -> float:
+    """What a command took. Raises InputError when it failed."""
+    job = running[future]
+    try:
+        code, seconds = future.result()
+    except BrokenProcessPool:
+        names = "; ".join(job.name for job in running.values())
+        raise InputError(f"a command was killed, of memory perhaps: {names}; try a smaller --jobs") from None
+    if code or not job.result.exists():
+        said = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+        raise InputError(
+            f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
+        )
+    return round(seconds, 1)
 
 
 @contextmanager
-def processes() -> Iterator[dict[int, tuple[Job, BaseProcess, Mapping[str, str], float]]]:
-    """The running processes, by what shows their end; those still running at the end are told to save and stop."""
-    running = {}
-    try:
-        yield running
-    finally:
-        if running:
-            names = "; ".join(job.name for job, *_ in running.values())
-            tqdm.write(f"stopping {names}: the same command goes on from here", file=sys.stderr)
-        for _, process, *_ in running.values():
-            process.terminate()
-        for _, process, *_ in running.values():
-            process.join(SECONDS_TO_SAVE)
-            process.kill()
-
-
-def fork_server() -> multiprocessing.context.BaseContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
+def workers(slots: Sequence[Mapping[str, str]], running: Mapping[Future, Job]) -> Iterator[ProcessPoolExecutor]:
+    """A pool with a process for each slot. On an error or Ctrl-C the running commands are told to save and stop."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
-    return context
-
-
-def run_script(script: str, options: str, log: str, environment: dict[str, str]) -> None:
-    """In a process of its own: run the script as `python script options` would, its output appended to the log."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C in the terminal is for the driver alone, which then asks its commands to save
-    multiprocessing.set_start_method(None, force=True)  # for its own workers the default, not the fork server's
-    threading.Thread(target=end_with_driver, daemon=True).start()
-    start, _, name = script.partition("/")
-    log_file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.write(log_file, f"$ (cd {start} && python {name} {options})\n".encode())
-    os.dup2(log_file, 1)
-    os.dup2(log_file, 2)
-    os.environ.update(environment)
-    os.chdir(ROOT / start)
-    sys.argv = [name, *shlex.split(options)]
-    sys.path[0] = str((ROOT / script).parent)
-    status = None
+    environments = context.SimpleQueue()
+    for slot in slots:
+        environments.put(dict(slot))
+    driver_is_gone, driver = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(len(slots), context, start_worker, (environments, driver_is_gone))
     try:
-        runpy.run_path(name, run_name="__main__")
-    except SystemExit as ending:
-        status = ending.code
+        yield pool
     except BaseException:
-        traceback.print_exc()
-        status = 1
-    # Only now, when what the script held is let go: data loading workers end with their loader, not before.
-    sys.exit(status)
+        if running:
+            names = "; ".join(job.name for job in running.values())
+            tqdm.write(f"stopping {names}: the same command resumes from here", file=sys.stderr)
+        driver.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        driver.close()
+        driver_is_gone.close()
 
 
-def end_with_driver() -> None:
-    """A command whose driver was killed would go on unseen, and write into the folders of the next one."""
-    wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+def start_worker(environments: multiprocessing.SimpleQueue, driver_is_gone: Connection) -> None:
+    """In a new process of the pool: take a slot, and watch the driver."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then asks its commands to save
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
+    os.environ.update(environments.get())
+    threading.Thread(target=end_with_driver, args=(driver_is_gone,), daemon=True).start()
+
+
+def end_with_driver(driver_is_gone: Connection) -> None:
+    """End this process when the driver closes its end of the pipe, by intent or because it was killed.
+
+    A finetuning saves first. A command that went on unseen would write into the folders of the next driver.
+    """
+    driver_is_gone.poll(None)
+    os.kill(os.getpid(), signal.SIGTERM)  # the command
+    BUSY.acquire(timeout=SECONDS_TO_SAVE)
+    os.kill(os.getpid(), signal.SIGTERM)  # the process
+    time.sleep(10)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_command(script: str, options: str, log: str) -> tuple[object, float]:
+    """In a process of the pool: run the script's `main` as `python script options` would, its output appended to a log.
+
+    Returns: the exit code and the seconds.
+    """
+    started = time.monotonic()
+    start, _, name = script.partition("/")
+    with BUSY, Path(log).open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        os.chdir(ROOT / start)
+        print(f"$ (cd {start} && python {name} {options})", flush=True)
+        try:
+            module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+            run(partial(module.main, shlex.split(options)))
+        except SystemExit as ending:
+            code = ending.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        return code, time.monotonic() - started

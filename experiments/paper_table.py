@@ -1,19 +1,18 @@
 """The paper's table, measured: methods x budgets x seeds through selection, finetuning and readouts.
 
     python experiments/paper_table.py --dataset digits      # make table: a quarter of an hour on 2 cores, offline
-    python experiments/paper_table.py --dataset CIFAR10     # one GPU a job, as many jobs at a time as there are GPUs
+    python experiments/paper_table.py --dataset CIFAR10     # one GPU per command, as many at a time as there are GPUs
     python experiments/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
     python experiments/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
+    python experiments/paper_table.py --dataset Folder --data_path ~/birds      # ~/birds/{train,val}/<class>/*
 
 runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
 with its commands) and accuracy.png; for CIFAR and ImageNet the table shows the published numbers beside the measured
-ones. --dry_run prints the commands alone.
+ones. --dry_run prints the commands alone. On the digits, ActiveFT's 2% should come to about 77% finetuned.
 
 Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command goes on where it was: what is
-finished is not run again, a finetuning goes on from its checkpoint. What was made with other options is made again. Of
-a finished finetuning log and accuracies are kept, its checkpoints are not.
-
-The digits' table.md and accuracy.png are committed as digits_table.md and digits_accuracy.png.
+finished is not run again, a finetuning is resumed from its checkpoint. What was made with other options is made again.
+Of a finished finetuning log and accuracies are kept, its checkpoints are not.
 """
 
 import argparse
@@ -31,13 +30,12 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, number, run, seed_number, worker_count
 from common.errors import InputError
-from common.files import atomic_file, make_output_dir, read_json, write_json
+from common.files import atomic_file, make_output_dir, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
-from experiments.accuracy_plot import draw_accuracies
-from experiments.accuracy_table import Result, columns_of, markdown
-from experiments.jobs import Job, is_finished, recorded, run_jobs
-from experiments.protocols import METHODS, PROTOCOLS, READOUTS, Protocol
-from experiments.stages import Cell, readout_jobs, with_what_they_need
+from experiments.comparison import Comparison, Result
+from experiments.plots import plot_accuracies
+from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
+from experiments.table import columns_of, markdown
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
@@ -49,8 +47,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool")
     add("--seeds", nargs="+", type=seed_number)
     add("--readouts", nargs="+", choices=READOUTS)
-    add("--data_path", type=Path, help="where CIFAR is downloaded to and ImageNet/ lies")
+    add("--data_path", type=Path, help="where CIFAR is downloaded to and ImageNet/ lies; with Folder, the folder")
     add("--output_dir", type=Path)
+    add("--arch", help="any timm name, of --pretrained_weights; DINO's ViT-S/16 when not given")
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
     add("--model_kwargs", "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
     add(
@@ -61,21 +60,36 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
     args = parser.parse_args(argv)
+    return args, protocol_of(args)
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """The data set's protocol, changed as the options say. Raises InputError where they cannot be used."""
+    if args.weights and not args.weights.is_file():
+        raise InputError(f"--pretrained_weights {args.weights} is not there")
+    if args.arch and not args.weights:
+        raise InputError(f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone")
     protocol = PROTOCOLS[args.dataset]
-    given = {
+    changes = {
         name: tuple(dict.fromkeys(getattr(args, name)))
         for name in ("methods", "percents", "seeds", "readouts")
         if getattr(args, name)
     }
-    given |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
+    if args.dataset == "Folder":
+        if not args.data_path or not (args.data_path / "train").is_dir() or not (args.data_path / "val").is_dir():
+            raise InputError(
+                f"--dataset Folder needs --data_path with train/<class>/* and val/<class>/*, not {args.data_path}"
+            )
+        changes["output_dir"] = OUTPUT / args.data_path.resolve().name
+    changes |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
+    if args.arch:
+        changes |= {"arch": args.arch, "model": args.arch}
     if args.model_kwargs:
-        given["model_kwargs"] = shlex.join(args.model_kwargs)
-    if args.weights and not args.weights.is_file():
-        raise InputError(f"--pretrained_weights {args.weights} is not there")
+        changes["model_kwargs"] = shlex.join(args.model_kwargs)
     if args.finetuning_options:
         check_finetuning_options(args.finetuning_options)
-        given["finetuning"] = f"{protocol.finetuning} {args.finetuning_options}"
-    return args, replace(protocol, **given)
+        changes["finetuning"] = f"{protocol.finetuning} {args.finetuning_options}"
+    return replace(protocol, **changes)
 
 
 def check_finetuning_options(options: str) -> None:
@@ -92,7 +106,7 @@ def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
     gpus = visible_gpus() if protocol.on_gpus else []
     cores = worker_count(os.cpu_count() or 1)
     count = jobs or len(gpus) or (1 if protocol.on_gpus else cores)
-    # Read by the fork server, when it loads torch and scikit-learn.
+    # Read by the processes of the pool, when they load torch and scikit-learn.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
 
@@ -102,14 +116,6 @@ def visible_gpus() -> list[str]:
     return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
 
 
-def result_of(cell: Cell, job: Job) -> Result:
-    summary = read_json(job.result, "summary of a finetuning")
-    record = recorded(job)
-    # The last epoch counts: the best is chosen on the test split.
-    acc1 = summary["last"]["test"]["acc1"]
-    return Result(cell, acc1, summary["images"], record["seconds"], tuple(record["commands"]))
-
-
 def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None:
     """Print the table, and write it as text, as numbers and as a picture."""
     output_dir = make_output_dir(protocol.output_dir)
@@ -117,33 +123,23 @@ def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None
     print(f"\n{table}")
     with atomic_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)
-    write_json(
-        output_dir / "table.json",
-        [{**asdict(result.cell), **{key: value for key, value in asdict(result).items() if key != "cell"}}
-         for result in results],
-        indent=1,
-    )  # fmt: skip
-    draw_accuracies(dataset, columns_of(results), output_dir / "accuracy.png")
+    records = [asdict(result) for result in results]
+    write_json(output_dir / "table.json", [{**record.pop("cell"), **record} for record in records], indent=1)
+    plot_accuracies(dataset, columns_of(results), output_dir / "accuracy.png")
     print(f"wrote table.md, table.json and accuracy.png to {output_dir}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args, protocol = parse_args(argv)
-    cells = readout_jobs(protocol)
-    jobs = with_what_they_need(cells.values())
+    comparison = Comparison(protocol)
     if args.dry_run:
-        print("\n".join(job.command for job in jobs))
+        print("\n".join(comparison.commands))
         return
     make_output_dir(protocol.output_dir)
-    said = {job: cell for cell, job in cells.items()}
     try:
-        run_jobs(
-            jobs,
-            slots_for(protocol, args.jobs),
-            describe=lambda job: f"{result_of(said[job], job).acc1:.1f}%" if job in said else "finished",
-        )
+        comparison.run(slots_for(protocol, args.jobs))
     finally:  # a table of what there is, when it is stopped
-        if results := [result_of(cell, job) for cell, job in cells.items() if is_finished(job)]:
+        if results := comparison.results():
             write_table(args.dataset, protocol, results)
 
 

@@ -1,12 +1,12 @@
-"""Pretrains a small ViT on the digits pool without labels.
+"""Pretrain a small ViT on the digits pool without labels.
 
 The objective is contrastive: SimCLR's NT-Xent loss between two augmented views of each image (Chen et al., "A Simple
 Framework for Contrastive Learning of Visual Representations", ICML 2020). It is not DINO's self-distillation: in a
 trial of 900 steps DINO's loss stayed at 40% (5-NN on val) while its teacher's outputs collapsed onto a few values.
 
-The weights in digits_vit.pth come from this run, here on the pool in output/digits:
+The weights in digits_vit.pth come from this run on the pool that `make demo` writes:
 
-    OMP_NUM_THREADS=1 python pretrain_vit.py --pool output/digits
+    OMP_NUM_THREADS=1 python experiments/pretrain_vit.py --pool experiments/output/pool/digits
 
     5-NN accuracy on val, L2-normalised [CLS] features: 97.78%
 
@@ -32,18 +32,18 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads"
 
 
 def load_images(folder: Path) -> tuple[Tensor, Tensor]:
-    """Returns a split's images (N, 3, 32, 32) with values in 0..1 and their labels (N,)."""
+    """Return a split's images (N, 3, 32, 32) with values in 0..1 and their labels (N,)."""
     dataset = ImageFolder(str(folder))
     return torch.stack([to_tensor(image) for image, _ in dataset]), torch.tensor(dataset.targets)
 
 
 def uniform(count: int, limit: float) -> Tensor:
-    """Draws `count` values from [-limit, limit]."""
+    """Draw `count` values from [-limit, limit]."""
     return (2 * torch.rand(count) - 1) * limit
 
 
 def augment(images: Tensor) -> Tensor:
-    """Warps each image (B, 3, H, W) the way handwriting varies: slant, size, place, wobble and stroke weight.
+    """Warp each image (B, 3, H, W) the way handwriting varies: slant, size, place, wobble and stroke weight.
 
     Rotations stay within 20 degrees and nothing is flipped, so that a 6 never turns into a 9. The warps are strong
     because weaker ones, and ones without gamma, left the classes less compact: fewer labels went less far.
@@ -63,14 +63,14 @@ def augment(images: Tensor) -> Tensor:
 
 
 def cls_features(vit: nn.Module, images: Tensor) -> Tensor:
-    """Returns the [CLS] token after the final norm, (B, D), of images (B, 3, H, W) in 0..1."""
+    """Return the [CLS] token after the final norm, (B, D), of images (B, 3, H, W) in 0..1."""
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
     return vit.forward_features((images - mean) / std)[:, 0]
 
 
 def projection_head(width: int, hidden: int = 256, out: int = 64) -> nn.Sequential:
-    """Builds the MLP between the features and the loss; it is thrown away afterwards.
+    """Build the MLP between the features and the loss; it is thrown away afterwards.
 
     Batch norm is essential: at initialisation [CLS] hardly depends on the image, and batch norm magnifies what does.
     """
@@ -89,7 +89,7 @@ def contrastive_loss(projections: Tensor, temperature: float) -> Tensor:
 
 
 def pretrain(vit: nn.Module, images: Tensor, epochs: int, batch_size: int, lr: float, temperature: float) -> None:
-    """Trains `vit` in place on images (N, 3, H, W): AdamW, linear warm-up over 200 steps, cosine decay to zero."""
+    """Train `vit` in place on images (N, 3, H, W): AdamW, linear warm-up over 200 steps, cosine decay to zero."""
     head = projection_head(vit.num_features)
     parameters = [*vit.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
@@ -114,7 +114,7 @@ def pretrain(vit: nn.Module, images: Tensor, epochs: int, batch_size: int, lr: f
 
 @torch.no_grad()
 def standardise(vit: nn.Module, images: Tensor) -> None:
-    """Gives the features zero mean and unit variance over the images, by way of the final norm's weight and bias.
+    """Give the features zero mean and unit variance over the images, by way of the final norm's weight and bias.
 
     The projection head's batch norm made the loss blind to a constant that all features share, so it grew until all
     cosines were near 1. Selection and finetuning look at the features without that batch norm.

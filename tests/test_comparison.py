@@ -7,18 +7,20 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY_VIT_OPTIONS
 from scipy.stats import ttest_ind
 
 from common.errors import InputError
-from experiments.accuracy_plot import draw_accuracies
-from experiments.accuracy_table import Result, columns_of, markdown
+from common.readouts import fit_readout
+from deit.main import main as finetune
+from experiments.comparison import Cell, Comparison, Result, labelled_features
 from experiments.jobs import Job, is_finished, note, prepare, run_jobs
 from experiments.paper_table import main, parse_args
-from experiments.published import COLUMNS, ROWS, published_accuracy
-from experiments.significance import Marks, marks, mean_and_std, welch
-from experiments.stages import Cell, readout_jobs, with_what_they_need
+from experiments.plots import plot_accuracies
+from experiments.protocols import PUBLISHED_COLUMNS, PUBLISHED_ROWS, published_accuracy
+from experiments.table import Marks, columns_of, markdown, marks, mean_and_std, welch
 
 HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]
 
@@ -113,7 +115,7 @@ def test_the_table_says_what_its_marks_rest_on():
 
 def test_the_picture_takes_methods_with_holes_and_single_seeds(tmp_path):
     tables = {"finetuned": {1: {"random": LOW, "activeft": [90.0]}, 2: {"activeft": HIGH}}, "knn": {1: {"random": LOW}}}
-    assert draw_accuracies("digits", tables, tmp_path / "accuracy.png").stat().st_size > 1000
+    assert plot_accuracies("digits", tables, tmp_path / "accuracy.png").stat().st_size > 1000
 
 
 def test_accuracies_are_grouped_by_readout_and_ascending_budget():
@@ -148,7 +150,7 @@ def test_published_numbers_are_those_of_the_paper(dataset, readout, method, perc
 
 
 def test_every_published_row_has_all_columns():
-    assert {len(row.split()) for row in ROWS.values()} == {len(COLUMNS)}
+    assert {len(row.split()) for row in PUBLISHED_ROWS.values()} == {len(PUBLISHED_COLUMNS)}
 
 
 # Commands
@@ -156,7 +158,7 @@ def test_every_published_row_has_all_columns():
 
 def commands(*options: str) -> list[str]:
     _, protocol = parse_args(list(options))
-    return [job.command for job in with_what_they_need(readout_jobs(protocol).values())]
+    return Comparison(protocol).commands
 
 
 def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, capsys):
@@ -180,9 +182,11 @@ def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, cap
         f"--seed 1 --output_dir {out}/0.5_percent/random/seed_1/finetuned --auto-resume "
         "--total-batch-size 512 --clip-grad 2.0 --eval_interval 50 --save-interval 50 --epochs 300)"
     )
-    assert lines[3].endswith("--probe linear)") and lines[4].endswith("--probe knn)")
-    assert lines[5].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
-    assert len(lines) == 9 and not out.exists()
+    assert lines[3] == lines[0].replace("--data_path /pools", "--data_path /pools --split test").replace(
+        f"{out}/features", f"{out}/test_features"
+    )
+    assert lines[4].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
+    assert len(lines) == 6 and not out.exists()
 
 
 def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_seeds():
@@ -190,8 +194,19 @@ def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_se
     assert sum("ActiveFT_CIFAR.py" in line for line in lines) == 20
     for method in ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover"):
         assert sum(f"--method {method} " in line for line in lines) == 20
-    assert sum("--probe" not in line and "main.py" in line for line in lines) == 160
-    assert sum("--probe linear" in line for line in lines) == sum("--probe knn" in line for line in lines) == 160
+    assert sum("main.py" in line for line in lines) == 160
+    _, protocol = parse_args(["--dataset", "digits"])
+    readouts = [cell.readout for cell in Comparison(protocol).jobs]
+    assert readouts.count("finetuned") == readouts.count("linear") == readouts.count("knn") == 160
+
+
+def test_any_folder_and_backbone_can_be_compared(pool, backbone):
+    folder = ["--dataset", "Folder", "--data_path", str(pool), "--arch", "vit_tiny_patch16_224"]
+    lines = commands(*folder, "--pretrained_weights", str(backbone), "--methods", "activeft", "--seeds", "0")
+    extraction = f"extract_feature.py --dataset Folder --data_path {pool} --arch vit_tiny_patch16_224"
+    assert f"{extraction} --pretrained_weights {backbone} --output_dir ../experiments/output/insects/fea" in lines[0]
+    assert f"--data-set IMNETSUBSET --data-path {pool} " in lines[2]
+    assert f"--model vit_tiny_patch16_224 --resume {backbone} " in lines[2]
 
 
 def test_imagenet_is_chosen_from_by_its_own_script():
@@ -207,6 +222,8 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--finetuning_options=--lr much"], "argument --lr: 'much' is not a number"),
         (["--finetuning_options=--lr '1"], "cannot be split into words: No closing quotation"),
         (["--pretrained_weights", "missing.pth"], "--pretrained_weights missing.pth is not there"),
+        (["--arch", "vit_base_patch16_224"], "--arch vit_base_patch16_224 needs --pretrained_weights"),
+        (["--dataset", "Folder"], "--dataset Folder needs --data_path with train/<class>/"),
     ],
 )
 def test_a_wrong_option_is_said_before_anything_is_run(options, message):
@@ -290,13 +307,19 @@ def test_a_comparison_ends_with_table_numbers_and_picture(finished_table):
         (readout, method) for readout in ("finetuned", "linear", "knn") for method in ("random", "activeft")
     }
     for record in records:
-        folder = finished_table / "40_percent" / record["method"] / "seed_0" / record["readout"]
-        summary = json.loads((folder / "summary.json").read_text())
-        assert record["acc1"] == summary["last"]["test"]["acc1"] and math.isfinite(record["seconds"])
-        assert [command.split()[4].split("/")[-1] for command in record["commands"]][-2:] == [
-            "ActiveFT_CIFAR.py" if record["method"] == "activeft" else "baseline.py",
-            "main.py",
+        assert math.isfinite(record["acc1"]) and math.isfinite(record["seconds"]) and record["images"] == 12
+        finetuned = record["readout"] == "finetuned"
+        scripts = [command.split(".py ")[0].split("/")[-1].split()[-1] for command in record["commands"]]
+        assert scripts == [
+            "digits_pool",
+            *["extract_feature"] * (1 if finetuned else 2),
+            "ActiveFT_CIFAR" if record["method"] == "activeft" else "baseline",
+            *["main"] * finetuned,
         ]
+        if finetuned:
+            folder = finished_table / "40_percent" / record["method"] / "seed_0" / "finetuned"
+            summary = json.loads((folder / "summary.json").read_text())
+            assert record["acc1"] == summary["last"]["test"]["acc1"]
     assert (finished_table / "accuracy.png").stat().st_size > 1000
 
 
@@ -306,20 +329,43 @@ def test_a_finished_finetuning_keeps_its_log_and_not_its_checkpoints(finished_ta
     assert "last top-1" in (folder / "command.log").read_text()
 
 
+@pytest.mark.parametrize("readout", ["linear", "knn"])
+def test_a_readout_of_the_feature_files_is_that_of_the_finetuning_script(finished_table, readout):
+    subset_folder = finished_table / "40_percent" / "random" / "seed_0"
+    command = json.loads((subset_folder / "finetuned" / "command.json").read_text())["commands"][-1]
+    words = command.split("main.py ")[1].split(" --output_dir ")[0].split()
+    expected = finetune([*words, "--probe", readout])["last"]["test"]["acc1"]
+    assert json.loads((subset_folder / f"{readout}.json").read_text())["acc1"] == pytest.approx(expected)
+
+
+def test_a_readout_needs_labels(tmp_path):
+    np.save(tmp_path / "flat_train.npy", np.array([[1.0, 2.0, -1.0]], dtype=np.float32))
+    with pytest.raises(InputError, match="flat_train.npy has images without a label"):
+        labelled_features(tmp_path / "flat_train.npy")
+
+
+def test_a_readout_that_knows_a_single_class_predicts_it():
+    classifier = fit_readout("linear", np.eye(3), np.array([2, 2, 2]), classes=4)
+    assert classifier.predict(np.ones((2, 3))).tolist() == [2, 2]
+
+
 def test_nothing_is_run_again(finished_table, tiny_options, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished_table.rglob("command.*")}
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished_table.rglob("*/*") if path.is_file()}
+
+    before = written()
     main([*tiny_options, "--output_dir", str(finished_table), "--finetuning_options=--epochs 1"])
-    assert "10 commands: 10 finished, 0 to run" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished_table.rglob("command.*")} == before
+    assert "7 commands: 7 finished, 0 to run" in capsys.readouterr().out
+    assert written() == before and len(before) > 20
 
 
 def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, tiny_options, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished_table, out)
-    for record in out.rglob("command.json"):  # the commands name the folder that they write to
+    for record in out.rglob("*.json"):  # the commands name the folder that they write to
         record.write_text(record.read_text().replace(str(finished_table), str(out)))
     main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 2"])
-    assert "10 commands: 8 finished, 2 to run, 2 of them again, with other options" in capsys.readouterr().out
+    assert "7 commands: 5 finished, 2 to run, 2 of them again, with other options" in capsys.readouterr().out
     for method in ("random", "activeft"):
         folder = out / "40_percent" / method / "seed_0" / "finetuned"
         assert len((folder / "log.txt").read_text().splitlines()) == 2
@@ -328,7 +374,7 @@ def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, ti
 def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(tiny_options, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError) as failed:
-        main([*tiny_options, "depth=3", "--output_dir", str(out)])
+        main([*tiny_options, "depth=3", "--readouts", "finetuned", "--output_dir", str(out)])
     message = str(failed.value)
     assert message.startswith("features ended with exit code 2: error: checkpoint ")
     assert message.endswith(f"are in {out}/features/command.log") and "\n" not in message
@@ -336,28 +382,28 @@ def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(
 
 
 def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
-    done = finished_table / "40_percent" / "random" / "seed_0" / "knn"
-    probing = json.loads((done / "command.json").read_text())["commands"][-1]
-    options = probing.split("main.py ")[1].removesuffix(")").replace(str(done), "FOLDER")
+    done = finished_table / "40_percent" / "random" / "seed_0" / "finetuned"
+    command = json.loads((done / "command.json").read_text())["commands"][-1]
+    options = command.split("main.py ")[1].removesuffix(")")
 
-    def run_of(name: str, how: str) -> Job:
+    def run_of(name: str, epochs: int) -> Job:
         folder = tmp_path / name
-        given = options.replace("FOLDER", str(folder)).replace("--probe knn", how)
+        given = f"{options.replace(str(done), str(folder))} --epochs {epochs}"
         return Job(name, "deit/main.py", given, folder, folder / "summary.json")
 
-    knn, endless = run_of("knn", "--probe knn"), run_of("endless", "--epochs 1000000 --auto-resume")
+    short, endless = run_of("short", 1), run_of("endless", 1000000)
 
     def interrupt(job: Job) -> str:
-        assert job == knn
+        assert job == short
         log = endless.folder / "log.txt"
         while not (log.is_file() and log.read_text()):  # an epoch is over
             time.sleep(0.01)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([endless, knn], [{}, {}], interrupt)
+        run_jobs([endless, short], [{}, {}], interrupt)
     assert multiprocessing.active_children() == []
-    assert is_finished(knn) and not is_finished(endless)
+    assert is_finished(short) and not is_finished(endless)
     assert "stopped by SIGTERM" in endless.log.read_text() and (endless.folder / "checkpoint.pth").is_file()
 
 

@@ -28,8 +28,8 @@ from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
 from data_selection.extract_feature import main
-from data_selection.features import extraction
-from data_selection.features.backbones import build_backbone, image_features
+from data_selection.extraction import extraction
+from data_selection.extraction.backbones import build_backbone, image_features
 
 KILLS = 10
 TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
@@ -132,7 +132,7 @@ def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypat
 
 def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
     asked = []
-    backbones = "data_selection.features.backbones"
+    backbones = "data_selection.extraction.backbones"
     monkeypatch.setattr(f"{backbones}.download_checkpoint", lambda url: asked.append(url) or {})
     monkeypatch.setattr(f"{backbones}.network_weights", lambda *_: {})
     monkeypatch.setattr(f"{backbones}.load_pretrained", lambda *_: [])
@@ -158,7 +158,7 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     path = tmp_path / "killed" / whole.name
     # 30 batches of one image, each with a pause, so that the kill falls in the middle
     slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
-    slow += "import data_selection.features.backbones as b; f = b.image_features\n"
+    slow += "import data_selection.extraction.backbones as b; f = b.image_features\n"
     slow += "b.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]\n"
     slow += "from data_selection.extract_feature import main; main(sys.argv[1:])"
     process = subprocess.Popen(
@@ -265,7 +265,7 @@ def test_resume_keeps_every_feature_that_is_still_valid_when_images_are_removed_
     computed = []
     seen = image_features
     monkeypatch.setattr(
-        "data_selection.features.backbones.image_features", lambda *args: computed.append(1) or seen(*args)
+        "data_selection.extraction.backbones.image_features", lambda *args: computed.append(1) or seen(*args)
     )
     resumed = main(options)
     assert len(computed) == 1 + (0 if mend == "remove" else 3)  # one to learn the feature size
@@ -374,10 +374,10 @@ def test_a_failed_download_of_cifar_says_where_to_put_the_archive(backbone, tmp_
               "--output_dir", str(tmp_path)])  # fmt: skip
 
 
-def empty_class(folder: Path) -> str:
-    write_image(folder / "a" / "1.png", 1)
+def empty_classes(folder: Path) -> str:
+    (folder / "a").mkdir(parents=True)
     (folder / "b").mkdir()
-    return "Found no valid file for the classes b"
+    return "holds no images"
 
 
 def no_images(folder: Path) -> str:
@@ -399,7 +399,7 @@ def corrupt_image(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "make", [empty_class, no_images, images_beside_folders, corrupt_image, lambda folder: "is not there"]
+    "make", [empty_classes, no_images, images_beside_folders, corrupt_image, lambda folder: "is not there"]
 )
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unusable_image_folder_is_one_clear_line(make, num_workers, backbone, tmp_path, capsys):

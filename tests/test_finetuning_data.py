@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import TINY_VIT_OPTIONS, write_image, write_pool
+from conftest import CLASSES, TINY_VIT_OPTIONS, write_image, write_pool
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from common.errors import InputError
@@ -79,7 +80,7 @@ def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_
         (["--aa", "rnd-m9"], "--aa rnd-m9 is no policy of timm"),
         (["--distillation-type", "hard"], "--distillation-type hard needs --teacher-path"),
         (["--distillation-type", "hard", "--teacher-path", "t.pth"], "needs a distilled model"),
-        (["--start_epoch", "5", "--epochs", "5"], "--start_epoch 5 of --epochs 5 leaves nothing to train"),
+        (["--start_epoch", "5", "--epochs", "5"], "starting at epoch 5 of --epochs 5 leaves nothing to train"),
         (["--input-size", "16"], "an image is 32x32 pixels"),
         (["--input-size", "48"], "img_size=32 in --model-kwargs and an input size of 48 differ"),
         (["--output_dir", "/proc/nowhere"], "cannot write into the output folder"),
@@ -97,12 +98,57 @@ def test_an_unusable_option_is_one_clear_line(options, message, pool, tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-def test_class_folders_that_differ_between_the_splits_are_named(tmp_path):
-    write_pool(tmp_path, 1, 1)
+def test_the_classes_are_those_of_both_splits_and_one_that_nobody_labelled_is_said_to_be_wrong(tmp_path):
+    write_pool(tmp_path, 2, 1)
+    (tmp_path / "train" / "bat").mkdir()  # no image of it was labelled
+    for number in (1, 2):
+        write_image(tmp_path / "val" / "bat" / f"{number}.png", number)
     write_image(tmp_path / "train" / "dog" / "1.png", 1)
-    args = parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path)])
-    with pytest.raises(InputError, match="differ in their class folders: dog is in one of them only"):
-        build_datasets(args)
+    (tmp_path / "s.json").write_text("[0, 1, 4, 5, 6]")  # no bee
+    data = build_datasets(
+        parse_args(
+            [
+                "--data-set",
+                "IMNETSUBSET",
+                "--data-path",
+                str(tmp_path),
+                "--input-size",
+                "32",
+                "--subset_ids",
+                str(tmp_path / "s.json"),
+            ]
+        )
+    )
+    assert data.classes == ["ant", "bat", "bee", "cat", "dog"]
+    assert [data.train[index][1] for index in range(5)] == [0, 0, 3, 3, 4]
+    assert [data.val[index][1] for index in range(5)] == [0, 1, 1, 2, 3]
+    assert data.unlabelled() == (
+        "2 of 5 classes have no image to train on (bat, bee): their 3 evaluation images count as errors"
+    )
+
+
+def test_a_class_that_nobody_labelled_counts_as_errors(tmp_path, backbone, capsys):
+    """Images of one colour per class are told apart by any features; a third of the evaluation is of an unknown one."""
+    for split, shades in (("train", (0, 8)), ("val", (3, 5))):
+        for number, name in enumerate(CLASSES):
+            for shade in shades if (split, name) != ("train", "bee") else ():
+                path = tmp_path / split / name / f"{shade}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (100 * number, 255 - 100 * number, shade)).save(path)
+    common = ["--device", "cpu", "--num_workers", "0", "--data-set", "IMNET", "--data-path", str(tmp_path),
+              "--resume", str(backbone), "--model", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS]  # fmt: skip
+    summary = main([*common, "--probe", "knn"])
+    assert summary["last"]["test"]["acc1"] == pytest.approx(200 / 3)
+    main([*common, "--epochs", "1", "--confusion-matrix", "--output_dir", str(tmp_path / "out")])
+    said = "1 of 3 classes have no image to train on (bee): their 2 evaluation images count as errors"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def test_splits_without_a_class_in_common_are_refused(tmp_path):
+    write_image(tmp_path / "train" / "Ant" / "1.png", 1)
+    write_image(tmp_path / "val" / "ant" / "1.png", 1)
+    with pytest.raises(InputError, match="have no class folder in common"):
+        build_datasets(parse_args(["--data-set", "IMNET", "--data-path", str(tmp_path)]))
 
 
 def test_a_corrupt_training_image_is_named(tmp_path, backbone):

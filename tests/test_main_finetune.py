@@ -152,17 +152,16 @@ def test_the_same_command_gives_the_same_log_twice_and_another_seed_another(pool
 def test_the_recipe_is_printed_with_a_warning_when_it_is_not_the_published_one(pool, backbone, capsys):
     main(options(pool, "--resume", backbone, "--epochs", 1, "--total-batch-size", 64))
     printed = capsys.readouterr().out
-    assert (
-        "recipe: 64 images an update at lr 0.00125; an epoch is 2 update(s), 90 draws of 30 of the 30 images" in printed
-    )
-    assert "warning: the published recipe is 512 images an update and --lr 0.01" in printed
+    recipe = "recipe: 64 images per update at lr 0.00125; an epoch is 2 update(s), 90 draws of 30 of the 30 images"
+    assert recipe in printed
+    assert "warning: the published recipe is 512 images per update and --lr 0.01" in printed
     main(options(pool, "--resume", backbone, "--epochs", 1, "--total-batch-size", 512))
     assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
 def test_a_probe_reads_classes_out_of_frozen_features(kind, backbone, tmp_path):
-    """Images of one colour a class are told apart by any features; noise is not."""
+    """Images of one colour per class are told apart by any features; noise is not."""
     for split, shades in (("train", (0, 8)), ("val", (3, 5))):
         for number, name in enumerate(CLASSES):
             for shade in shades:

@@ -9,10 +9,13 @@ from conftest import TINY_VIT_OPTIONS
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from deit.assembly import build_model, build_state, is_distilled
-from deit.engine import to_network
+from common.networks import input_size
+from common.processes import Processes
+from common.weight_update import to_network
+from deit.engine import end_epoch
 from deit.finetuning_data import eval_transform, train_transform
 from deit.recipe_options import parse_args
+from deit.run_parts import build_model, build_plan, build_state, is_distilled
 
 
 def options(*extra: str):
@@ -26,8 +29,8 @@ def tiny_options(*extra: str):
 @pytest.mark.parametrize(("total_batch", "processes"), [(256, 2), (512, 1), (64, 1)])
 def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, processes):
     args = tiny_options("--epochs", "20", "--batch-size", str(total_batch))
-    args.total_batch_size = total_batch * processes
-    state = build_state(args, build_model(args, 3))
+    _, plan = build_plan(args, 30, Processes(size=processes))
+    state = build_state(args, build_model(args, 3), plan.images_per_update)
     peak = 0.01 * total_batch * processes / 512
     for epoch in range(20):
         t = max(0, epoch - 1)  # stepped at the end of each epoch with that epoch's number
@@ -35,13 +38,12 @@ def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, proces
             1e-6 + t * (peak - 1e-6) / 5 if t < 5 else 1e-5 + 0.5 * (peak - 1e-5) * (1 + math.cos(math.pi * t / 20))
         )
         assert all(group["lr"] == pytest.approx(expected, rel=1e-9) for group in state.optimizer.param_groups)
-        state.next_epoch()
+        end_epoch(state)
 
 
 def test_optimiser_is_sgd_with_nesterov_momentum_and_no_decay_on_biases_norms_and_tokens():
-    args = tiny_options("--total-batch-size", "512")
-    model = build_model(args, 3)
-    state = build_state(args, model)
+    model = build_model(tiny_options(), 3)
+    state = build_state(tiny_options(), model, 512)
     assert type(state.optimizer) is torch.optim.SGD
     name_of = {id(weight): name for name, weight in model.named_parameters()}
     for group in state.optimizer.param_groups:
@@ -112,7 +114,7 @@ def test_a_distilled_model_gives_both_heads_in_training_and_their_mean_in_evalua
 def test_published_defaults():
     args = parse_args(["--data-set", "CIFAR10"])
     published = {
-        "batch_size": 256, "epochs": 1000, "seed": 0, "model": "deit_small_patch16_224", "input_size": 224, "drop": 0.0,
+        "batch_size": 256, "epochs": 1000, "seed": 0, "model": "deit_small_patch16_224", "drop": 0.0,
         "drop_path": 0.1, "model_ema": True, "model_ema_decay": 0.99996, "opt": "sgd", "clip_grad": None,
         "momentum": 0.9,
         "weight_decay": 1e-4, "sched": "cosine", "lr": 0.01, "warmup_lr": 1e-6, "min_lr": 1e-5, "decay_epochs": 30,
@@ -122,3 +124,4 @@ def test_published_defaults():
         "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "num_workers": 16, "pin_mem": True,
     }  # fmt: skip
     assert {key: getattr(args, key) for key in published} == published
+    assert input_size(args) == 224

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from deit.repeated_augmentation import RepeatedAugmentationSampler
+from common.batch_stream import RepeatedAugmentationSampler
 
 
 def draws_of(n: int, rank: int = 0, world_size: int = 1, epoch: int = 0) -> list[int]:

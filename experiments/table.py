@@ -1,40 +1,77 @@
-"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it."""
+"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it.
 
-from collections.abc import Iterable, Sequence
+The seeds are the samples: mean, spread, and which methods differ significantly.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.protocols import METHODS
-from experiments.published import COLUMNS, REPORTED, ROWS, published_accuracy
-from experiments.significance import LEVEL, best_of, marks, mean_and_std, welch
-from experiments.stages import Cell
+from scipy.stats import ttest_ind_from_stats
 
-READOUT_TITLES = {
-    "finetuned": "finetuned",
-    "linear": "linear readout of the frozen features",
-    "knn": "kNN readout of the frozen features",
-}
+from experiments.comparison import Result
+from experiments.protocols import METHODS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, READOUTS, REPORTED, published_accuracy
+
+LEVEL = 0.05
 ROW_ORDER = [
     *(name for name in METHODS if name != "activeft"),
-    *(name for name in ROWS if name not in METHODS),
+    *(name for name in PUBLISHED_ROWS if name not in METHODS),
     "activeft",
 ]
 
-Column = dict[str, list[float]]  # {method: its accuracies, one a seed}
+Column = dict[str, list[float]]  # {method: its accuracies, one per seed}
 
 
 @dataclass(frozen=True)
-class Result:
-    """What came of a cell.
+class Marks:
+    """best: the highest mean of its column, or not significantly below it. against_random: ▲ above, ▼ below, or ''."""
 
-    acc1: top-1 in percent after the last epoch. images: how many are labelled. seconds: of the last go at its command.
-    commands: all that lead to it.
+    best: bool = False
+    against_random: str = ""
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """The sample standard deviation is None of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p-value of Welch's t-test (unequal variances); None when one of the samples has a single value.
+
+    Where neither has any spread, as with a choice and a readout that take no seed, the test is undefined: p is 1 when
+    they are equal, else 0.
     """
+    if min(len(first), len(second)) < 2:
+        return None
+    (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
+    if std1 == std2 == 0:
+        return float(mean1 == mean2)
+    return float(ttest_ind_from_stats(mean1, std1, len(first), mean2, std2, len(second), equal_var=False).pvalue)
 
-    cell: Cell
-    acc1: float
-    images: int
-    seconds: float
-    commands: tuple[str, ...]
+
+def best_of(column: Mapping[str, Sequence[float]]) -> str:
+    """The method with the highest mean."""
+    return max(column, key=lambda method: statistics.fmean(column[method]))
+
+
+def marks(column: Mapping[str, Sequence[float]]) -> dict[str, Marks]:
+    """What to mark in one column: {method: its accuracies}. Without a test only the highest mean is marked."""
+    best = column[best_of(column)]
+    return {
+        method: Marks(
+            best=statistics.fmean(values) == statistics.fmean(best) or (welch(values, best) or 0) >= LEVEL,
+            against_random=direction(values, column["random"]) if "random" in column else "",
+        )
+        for method, values in column.items()
+    }
+
+
+def direction(values: Sequence[float], others: Sequence[float]) -> str:
+    """▲ when the values are significantly above the others, ▼ below, '' when neither can be said."""
+    p = welch(values, others)
+    if p is None or p >= LEVEL:
+        return ""
+    return "▲" if statistics.fmean(values) > statistics.fmean(others) else "▼"
 
 
 def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
@@ -62,7 +99,7 @@ def markdown(dataset: str, results: Sequence[Result], seeds: int, finetuning: st
             cells = [cell_text(dataset, readout, method, percent, column, seeds) for percent, column in columns.items()]
             if any(cells):
                 rows.append([METHODS.get(method, method), *cells])
-        blocks.append(f"**{READOUT_TITLES[readout]}**")
+        blocks.append(f"**{READOUTS[readout]}**")
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join([*blocks, legend(dataset, seeds, finetuning), *standing(tables)]) + "\n"
 
@@ -89,14 +126,14 @@ def spread(mean: float, std: float | None) -> str:
 def legend(dataset: str, seeds: int, finetuning: str) -> str:
     """What the numbers and marks mean, as a list."""
     lines = [
-        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of the choice and the training alike.",
+        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of selection and training alike.",
         f"Accuracy on the whole test or validation split. Finetuned with `{finetuning}`; the last epoch counts.",
         "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
         "▲, ▼: significantly above, below Random.",
         f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "
-        "comparisons. A choice that takes no seed is the same every time: its frozen readouts have no spread.",
+        "comparisons. A method without a seed selects the same images every time: its frozen readouts have no spread.",
     ]
-    if any(dataset == of for of, _ in COLUMNS):
+    if any(dataset == of for of, _ in PUBLISHED_COLUMNS):
         lines.append("In round brackets: published, mean ± standard deviation of 3 runs.")
     if dataset in REPORTED:
         lines.append(f"Users of the published code reported {REPORTED[dataset]}.")

@@ -6,7 +6,7 @@ on nothing else: not on the number of workers, processes or accumulation steps, 
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from common.image_datasets import Transform
+REPEATS = 3  # of each image in an epoch of repeated augmentation
+DRAWS = 256  # such an epoch is a whole number of these
 
 
 class Draw(NamedTuple):
@@ -30,12 +31,18 @@ class EpochPlan:
     """How one process's draws of an epoch become updates, and updates micro-batches.
 
     draws: of this process in an epoch. update_size: of them in one update. micro_size: of them in one forward pass.
-    The last update, and the last micro-batch of an update, may be smaller.
+    The last update, and the last micro-batch of an update, may be smaller. processes: how many do the same.
     """
 
     draws: int
     update_size: int
     micro_size: int
+    processes: int = 1
+
+    @property
+    def images_per_update(self) -> int:
+        """Over all processes."""
+        return self.update_size * self.processes
 
     @property
     def updates(self) -> int:
@@ -45,6 +52,37 @@ class EpochPlan:
         """The sizes of the micro-batches of one update."""
         size = min(self.update_size, self.draws - update * self.update_size)
         return [min(self.micro_size, size - start) for start in range(0, size, self.micro_size)]
+
+
+class RepeatedAugmentationSampler(Sampler[int]):
+    """DeiT's repeated augmentation (Hoffer et al., 2020) with ActiveFT's minimum of 256 draws per epoch.
+
+    The n indices are shuffled with a generator seeded by the epoch, each is repeated three times, rank r takes every
+    W-th from r, and only the first max(1, n // 256) * 256 / W of these are used: an epoch of 250 images is 256 draws
+    from 86 of them. Over the epochs every image is trained on, provided that `set_epoch` is called for each.
+
+    (departure) With fewer than 86 images, 3 n is less than 256 and the epoch is 3 n draws; the published sampler then
+    announces more draws than it makes.
+    (timm's own RepeatAugSampler gives an empty epoch below 256 images.)
+    """
+
+    def __init__(self, n: int, rank: int = 0, world_size: int = 1):
+        self.n, self.rank, self.world_size = n, rank, world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        selected = max(1, self.n // DRAWS) * DRAWS // self.world_size
+        return min(selected, math.ceil(self.n * REPEATS / self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        draws = torch.randperm(self.n, generator=generator).repeat_interleave(REPEATS)
+        padding = -len(draws) % self.world_size
+        draws = torch.cat([draws, draws[:padding]])
+        yield from draws[self.rank :: self.world_size][: len(self)].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
 
 class BatchStream(Sampler[list[Draw]]):
@@ -74,15 +112,15 @@ class BatchStream(Sampler[list[Draw]]):
 
 
 class DrawnImages(Dataset):
-    """Augmented images by their draw: (image, label)."""
+    """Augmented images by their draw. augment(image, target): makes the pair that is trained on."""
 
-    def __init__(self, images: Dataset, transform: Transform, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: Dataset, augment: Callable[[Any, Any], tuple[Any, Any]], seed: int):
+        self.images, self.augment, self.seed = images, augment, seed
 
-    def __getitem__(self, draw: Draw) -> tuple[Any, int]:
-        image, label = self.images[draw.index]
+    def __getitem__(self, draw: Draw) -> tuple[Any, Any]:
+        image, target = self.images[draw.index]
         seed_augmentation(self.seed, draw.epoch, draw.position)
-        return self.transform(image), label
+        return self.augment(image, target)
 
 
 def seed_augmentation(*key: int) -> int:
@@ -90,7 +128,7 @@ def seed_augmentation(*key: int) -> int:
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to every device, which costs 80 us an image
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to every device, which costs 80 us per image
     return seed
 
 

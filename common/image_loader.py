@@ -1,0 +1,98 @@
+"""Batches of images from worker processes that end with their run, and whose failures are one line."""
+
+import atexit
+import ctypes
+import multiprocessing
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.command_line import worker_count
+from common.errors import InputError
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 2  # batches that a worker prepares ahead
+WITHOUT = "try --num_workers 0, or more shared memory (docker run --shm-size=8g)"
+
+
+class ImageLoader:
+    """The batches of a data set in a given order, as lists of tensors: a DataLoader that works in small containers too.
+
+    batches: the keys of each batch's images; it may be a stream that is iterated once. batch_size: of the largest.
+    workers: as many as wanted, at most as many as there are processors; 0 loads in this process.
+    Where shared memory cannot hold what the workers prepare, batches come through pipes, a little slower.
+    Raises, while iterating: InputError for an image that cannot be read, or when a worker is killed.
+    """
+
+    def __init__(self, images: Dataset, batches: Iterable[Sequence], batch_size: int, workers: int, pin_memory: bool):
+        workers = worker_count(workers)
+        options: dict[str, Any] = {}
+        if workers:
+            options = {"prefetch_factor": PREFETCH, "worker_init_fn": end_with_parent}
+            if not fits_shared_memory(images, batches, batch_size * (workers * PREFETCH + 1)):
+                options["collate_fn"] = collate_for_a_pipe
+        self.loader = DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, **options)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        try:
+            for batch in self.loader:
+                yield [torch.as_tensor(part) for part in batch]
+        except (InputError, OSError, MemoryError, RuntimeError, ImportError) as error:
+            raise one_line(error) from None
+
+
+def one_line(error: Exception) -> Exception:
+    """What a worker's error says to the user, or the error itself when it is none of the loading."""
+    last = str(error).strip().rpartition("\n")[2]  # a worker's error comes with its traceback in front
+    if isinstance(error, InputError | OSError | MemoryError) and "worker process" in str(error):
+        return InputError(last.split("Error: ", 1)[-1])
+    if "DataLoader worker" in str(error) and "signal" in str(error):
+        killed = last.split("It is possible")[0].strip()
+        return InputError(f"{killed}: out of memory? {WITHOUT}")
+    if isinstance(error, OSError | ImportError) or any(
+        sign in str(error) for sign in ("shared memory", "ancdata", "Too many open files")
+    ):
+        return InputError(f"worker processes cannot hand over images ({last}): {WITHOUT}")
+    return error
+
+
+def fits_shared_memory(images: Dataset, batches: Iterable[Sequence], count: int) -> bool:
+    """Whether `count` images, prepared as the first one is, fit into half of what is free."""
+    if not SHARED_MEMORY.is_dir():
+        return sys.platform != "linux"
+    first = next(iter(batches), None)
+    image_bytes = sum(part.nbytes for part in images[first[0]] if isinstance(part, Tensor)) if first else 0
+    return 2 * count * image_bytes <= shutil.disk_usage(SHARED_MEMORY).free
+
+
+def collate_for_a_pipe(samples: list[tuple]) -> list[np.ndarray]:
+    """A batch of numpy arrays, which are sent as bytes; tensors would be put into shared memory."""
+    return [np.stack([np.asarray(part) for part in parts]) for parts in zip(*samples, strict=True)]
+
+
+def end_with_parent(worker: int) -> None:
+    """SIGTERM is for the process that trains (Interruption), which needs its workers a moment longer; SIGKILL is not.
+
+    The kernel kills the worker when its parent is gone, whatever that died of; elsewhere torch notices in 5 seconds.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@atexit.register
+def kill_workers() -> None:
+    """Before multiprocessing's own exit, which sends SIGTERM and then waits for ever for workers that ignore it."""
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -1,0 +1,55 @@
+"""The processors that this process may use, and how its threads behave beside other work on the same machine."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def usable_processors() -> int:
+    """Those that the process may run on (affinity), or fewer where a container's quota (cgroup) is smaller."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = min(_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), default=allowed)
+    return min(allowed, max(1, math.ceil(quota)))
+
+
+def share_processors() -> None:
+    """Make threads sleep, not spin, while they wait, and start no more of them than there are usable processors.
+
+    Spinning threads take the time of other programs, and those take theirs: beside one busy process, training a small
+    network takes a multiple of the time. OpenMP reads this when torch is loaded, and the user's own settings win.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    usable = usable_processors()
+    if usable < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
+
+
+def _quotas(membership: Path, root: Path) -> Iterator[float]:
+    """The CPU quotas, in processors, of the process's control group and of those around it, of version 1 or 2.
+
+    membership: /proc/self/cgroup, with lines such as "0::/group" (version 2) and "4:cpu,cpuacct:/group" (version 1).
+    """
+    for line in membership.read_text().splitlines() if membership.is_file() else ():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        group = base / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    try:
+        if (folder / "cpu.max").is_file():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text().strip().replace("-1", "max") for name in ("quota", "period")
+            )
+        if limit != "max":
+            yield int(limit) / int(period)
+    except (OSError, ValueError):  # no quota in this group
+        return

@@ -1,0 +1,113 @@
+"""The folder of a training run: checkpoints and a log, kept so that nothing is lost, whenever the run is killed."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.checkpoints import read_checkpoint
+from common.errors import InputError
+from common.files import atomic_file
+from common.training_state import differences, is_own_checkpoint
+
+CHECKPOINTS = ("checkpoint.pth", "best_checkpoint.pth")
+
+
+def newest_checkpoint(
+    folder: Path, run: dict[str, Any] | None = None, report: Callable[[str], None] = lambda message: None
+) -> tuple[dict[str, Any], str] | None:
+    """The own checkpoint in a folder that is furthest on, and its path; those of `run` come before any other's.
+
+    Raises: InputError when there are checkpoints and none can be read; if one can, the other is reported.
+    """
+    found, unreadable = [], []
+    for path in (folder / name for name in CHECKPOINTS):
+        try:
+            if path.exists() and is_own_checkpoint(checkpoint := read_checkpoint(path)):
+                same = not differences(checkpoint.get("run", {}), run or {})
+                found.append((same, checkpoint["epoch"], checkpoint.get("update", 0), checkpoint, str(path)))
+        except InputError as error:
+            unreadable.append(str(error))
+    if unreadable and not found:
+        raise InputError(f"{unreadable[0]}; no other is in {folder}: to start over, remove it")
+    for error in unreadable:
+        report(f"warning: {error}")
+    return max(found, key=lambda entry: entry[:3])[3:] if found else None
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values. Raises InputError, naming the file, when it cannot be written."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer complains of its own state after the system's error
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+class RunFolder:
+    """What a run leaves in --output_dir, written in order by a thread of its own, so that training goes on meanwhile.
+
+    counter: the key of a log line that says where in the run it was written ("epoch", "iteration"); lines from `start`
+    on are dropped, for they are going to be written again. fresh: the run starts anew, not from a checkpoint.
+    The log's line is written before the checkpoint that follows it: a run that is killed in between, and resumed,
+    trains the stretch again and writes the same.
+    """
+
+    def __init__(self, path: Path, start: int, fresh: bool, tensorboard: bool = False, counter: str = "epoch"):
+        self.path, self.log_path, self.counter = path, path / "log.txt", counter
+        self.writer = ThreadPoolExecutor(1)
+        self.pending: list[Future] = []
+        for unfinished in path.glob(".*.tmp"):  # of a run that was killed while it wrote
+            unfinished.unlink()
+        for name in ("summary.json", *CHECKPOINTS * fresh):  # of the run before, until this one has its own
+            (path / name).unlink(missing_ok=True)
+        lines = self.log_path.read_text().splitlines(keepends=True) if self.log_path.is_file() else []
+        with atomic_file(self.log_path) as temporary:
+            temporary.write_text("".join(line for line in lines if _is_before(line, counter, start)))
+        self.tensorboard = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+            self.tensorboard = SummaryWriter(str(path), purge_step=start)
+
+    def append_to_log(self, entry: dict[str, Any]) -> None:
+        def append() -> None:
+            try:
+                with self.log_path.open("a") as log:
+                    log.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise InputError(f"cannot write {self.log_path}: {error.strerror}") from None
+            for key, value in entry.items() if self.tensorboard else ():
+                self.tensorboard.add_scalar(key.replace("_", "/", 1), value, entry[self.counter])
+
+        self.pending.append(self.writer.submit(append))
+
+    def save(self, checkpoint: dict[str, Any], names: list[str]) -> None:
+        def save() -> None:
+            for name in names:
+                write_checkpoint(self.path / name, checkpoint)
+
+        self.finish()  # at most one copy of the weights waits to be written
+        self.pending.append(self.writer.submit(save))
+
+    def finish(self) -> None:
+        """Wait until everything is written. Raises what went wrong: InputError, naming the file, for a full disk."""
+        pending, self.pending = self.pending, []
+        for written in pending:
+            written.result()
+        if self.tensorboard:
+            self.tensorboard.flush()
+
+    def log(self) -> list[dict[str, Any]]:
+        self.finish()
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+
+def _is_before(line: str, counter: str, start: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)[counter] < start
+    except (ValueError, KeyError, TypeError):  # a line that was being written when the run was killed
+        return False

@@ -1,0 +1,167 @@
+"""The pretrained network of stage 1: its weights, how images are prepared for it, and which token it gives."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
+from common.errors import InputError
+from common.hub import download_timm_weights
+from common.networks import HUB, Preprocessing, create_network, model_config, preprocessing
+
+VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, of any --patch_size
+DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
+DINO_WEIGHTS = {
+    "vit_small/16": "dino_deitsmall16_pretrain",
+    "vit_small/8": "dino_deitsmall8_pretrain",
+    "vit_base/16": "dino_vitbase16_pretrain",
+    "vit_base/8": "dino_vitbase8_pretrain",
+    "xcit_small_12_p16": "dino_xcit_small_12_p16_pretrain",
+    "xcit_small_12_p8": "dino_xcit_small_12_p8_pretrain",
+    "xcit_medium_24_p16": "dino_xcit_medium_24_p16_pretrain",
+    "xcit_medium_24_p8": "dino_xcit_medium_24_p8_pretrain",
+    "resnet50": "dino_resnet50_pretrain",
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without a head, in evaluation mode, and what to know of its features.
+
+    model: timm's name. weights: the file or address they come from. preprocessing: of the images.
+    """
+
+    network: nn.Module
+    model: str
+    weights: str
+    preprocessing: Preprocessing
+    n_last_blocks: int = 1
+    avgpool_patchtokens: bool = False
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w), normalised -> (b, d)."""
+        return image_features(self.network, images, self.n_last_blocks, self.avgpool_patchtokens)
+
+    def describe(self) -> dict[str, Any]:
+        """What the features are, for the sidecar of the feature file.
+
+        Raises: InputError when the network cannot take images of this size.
+        """
+        size, mean, std, interpolation = self.preprocessing
+        try:
+            with torch.inference_mode():
+                d = self.features(torch.zeros(1, 3, size, size)).shape[1]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{self.model} cannot take images of {size}x{size}: {reason}") from None
+        token = feature_kind(self.network, self.n_last_blocks, self.avgpool_patchtokens)
+        return {
+            "model": self.model, "weights": self.weights, "feature": token, "d": d, "input_size": size,
+            "mean": list(mean), "std": list(std), "interpolation": interpolation,
+        }  # fmt: skip
+
+
+def build_backbone(
+    arch: str,
+    patch_size: int | None = None,
+    weights: str = "",
+    checkpoint_key: str = "teacher",
+    model_kwargs: dict[str, Any] | None = None,
+    input_size: int | None = None,
+    n_last_blocks: int = 1,
+    avgpool_patchtokens: bool = False,
+) -> Backbone:
+    """The network that the options of extract_feature.py name, with its weights.
+
+    Args:
+        arch: a published name (vit_small, ...: DINO's weights), or any timm name (timm's weights, those of its tag).
+        patch_size: of the published ViTs, else None. weights: a checkpoint file to take instead.
+    Raises:
+        InputError unless every one of its weights is in the checkpoint, and the feature asked for is in the network.
+    """
+    kwargs = model_kwargs or {}
+    published = f"{arch}/{patch_size}" if patch_size else arch
+    if patch_size:
+        name, kwargs = f"{arch}_patch16_224", {"patch_size": patch_size, **kwargs}
+    else:  # DINO calls timm's xcit_small_12_p16_224 xcit_small_12_p16
+        name = f"{arch}_224" if arch.startswith("xcit") and arch in DINO_WEIGHTS else arch
+    config = model_config(name)
+    timms_own = not weights and published not in DINO_WEIGHTS
+    if timms_own and patch_size:
+        raise InputError(f"there are no DINO weights for {published}: give --pretrained_weights")
+    if timms_own and not config.get("hf_hub_id") and not config.get("url"):
+        raise InputError(f"timm has no weights for {arch}: give --pretrained_weights")
+    if timms_own and not arch.startswith(HUB):
+        name = f"{config['architecture']}.{config['tag']}"  # the default tag, where none was given
+    prepared = preprocessing(name, input_size, kwargs)
+    network = create_network(name, num_classes=0, input_size=prepared.input_size, model_kwargs=kwargs)
+    check_feature(network, name, n_last_blocks, avgpool_patchtokens)
+    if weights:
+        source, checkpoint = weights, read_checkpoint(weights)
+    elif timms_own:
+        checkpoint, source = download_timm_weights(config)
+    else:
+        source = DINO_URL.format(name=DINO_WEIGHTS[published])
+        checkpoint = download_checkpoint(source)
+    load_pretrained(network, network_weights(checkpoint, source, checkpoint_key), source)
+    return Backbone(network.eval(), name, source, prepared, n_last_blocks, avgpool_patchtokens)
+
+
+def check_feature(network: nn.Module, name: str, n_last_blocks: int, avgpool_patchtokens: bool) -> None:
+    """Raises InputError when the network has no class token, or fewer blocks than are asked for."""
+    if n_last_blocks == 1 and not avgpool_patchtokens:
+        return
+    if not has_class_token(network):
+        raise InputError(f"--n_last_blocks and --avgpool_patchtokens need a ViT with a class token, not {name}")
+    if n_last_blocks > len(network.blocks):
+        raise InputError(f"--n_last_blocks {n_last_blocks} is more than the {len(network.blocks)} blocks of {name}")
+
+
+def has_class_token(network: nn.Module) -> bool:
+    """Whether a class token passes through all blocks beside the patches, whatever timm calls the class."""
+    if getattr(network, "cls_token", None) is None:
+        return False
+    forward: Callable = getattr(network, "forward_intermediates", lambda: None)
+    return "return_prefix_tokens" in inspect.signature(forward).parameters
+
+
+def uses_own_pooling(network: nn.Module, n_last_blocks: int, avgpool_patchtokens: bool) -> bool:
+    """Whether the feature is what the network pools itself: without a class token, or where it learned to pool."""
+    learned = getattr(network, "global_pool", None) == "map" and n_last_blocks == 1 and not avgpool_patchtokens
+    return learned or not has_class_token(network)
+
+
+def feature_kind(network: nn.Module, n_last_blocks: int = 1, avgpool_patchtokens: bool = False) -> str:
+    """The feature in words, as `image_features` computes it."""
+    if uses_own_pooling(network, n_last_blocks, avgpool_patchtokens):
+        pool = getattr(network, "global_pool", "")
+        return f"the model's own pooling ({pool})" if isinstance(pool, str) and pool else "the model's own pooling"
+    if avgpool_patchtokens:
+        return "CLS interleaved with the mean patch token"
+    return "CLS" if n_last_blocks == 1 else f"CLS of the last {n_last_blocks} blocks"
+
+
+def image_features(
+    network: nn.Module, images: Tensor, n_last_blocks: int = 1, avgpool_patchtokens: bool = False
+) -> Tensor:
+    """Features of images (b, 3, h, w): the [CLS] tokens, after the final norm, of the last blocks, in depth order.
+
+    avgpool_patchtokens interleaves the [CLS] token with the mean patch token, as DINO's linear evaluation does:
+    cls_0, mean_0, cls_1, mean_1, ... Register tokens are never part of it. A network without a class token, or with
+    attention pooling, gives its pooled output.
+    Returns: (b, n_last_blocks * d), (b, 2 d) or (b, d).
+    """
+    if uses_own_pooling(network, n_last_blocks, avgpool_patchtokens):
+        return network(images)  # (b, 3, h, w) -> (b, d)
+    blocks = network.forward_intermediates(
+        images, indices=n_last_blocks, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+    )  # [((b, h*w, d) patches, (b, 1 + registers, d) class token first)]
+    class_tokens = torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)
+    if not avgpool_patchtokens:
+        return class_tokens
+    mean_patch = blocks[-1][0].mean(dim=1)
+    return torch.stack([class_tokens, mean_patch], dim=-1).flatten(1)  # (b, d, 2) -> (b, 2 d)

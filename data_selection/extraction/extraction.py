@@ -1,0 +1,198 @@
+"""From the images of a pool to its feature file, by one process or several; nothing is lost when one is killed."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+import torchvision.transforms as T
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
+
+from common.command_line import worker_count
+from common.errors import InputError
+from common.feature_file import FeatureFile, description_file, in_words, pool_images, write_image_paths
+from common.files import atomic_file, write_json
+from common.image_datasets import cifar, class_folders, image_folder
+from common.images import open_rgb
+from common.processes import Processes, autocast, launched
+from common.scenes import scene_images
+from data_selection.extraction.backbones import VITS, Backbone, build_backbone
+
+# Options that change no row of the feature file.
+NO_INFLUENCE = ("num_workers", "device", "resume", "output_dir", "extra_name", "data_path", "input_size")
+CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
+FIRST_NAMED = 3
+
+
+class PoolImages(Dataset):
+    """The images of a pool as bytes (3, h, w), their labels, and whether they can be read: black where not."""
+
+    def __init__(self, images: Dataset, input_size: int):
+        self.images, self.input_size = images, input_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, bool]:
+        try:
+            pixels, label = self.images[row]
+        except InputError:
+            return torch.zeros(3, self.input_size, self.input_size, dtype=torch.uint8), -1, False
+        return pixels, label, True
+
+
+def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolation: str) -> Dataset:
+    """The whole image is resized, no crop is taken and the aspect ratio is not kept, as published."""
+    transform = T.Compose([
+        T.Resize((input_size, input_size), interpolation=InterpolationMode(interpolation)),
+        T.PILToTensor(),
+    ])  # fmt: skip
+    if args.dataset == "ImageNet":
+        return class_folders(root, transform)
+    if args.dataset == "ADE20K":
+        return scene_images(root, transform)
+    if args.dataset == "Folder":  # (departure) own photos are turned upright, and large ones decoded at a smaller size
+        return image_folder(root, transform, partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size))
+    return cifar(args.dataset, root, train=args.split == "train", transform=transform)
+
+
+def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
+    """Compute the feature file of the pool in `root` that the options describe, or what is missing of it."""
+    with launched(args.device) as processes:
+        backbone = build_backbone(
+            args.arch,
+            args.patch_size if args.arch in VITS else None,
+            args.pretrained_weights,
+            args.checkpoint_key,
+            args.model_kwargs,
+            args.input_size,
+            args.n_last_blocks,
+            args.avgpool_patchtokens,
+        )
+        prepared = backbone.preprocessing
+        with processes.main_first():
+            pool = build_pool(args, root, prepared.input_size, prepared.interpolation)
+        described = backbone.describe()
+        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone), stamps(root, pool, processes))
+        if processes.is_main:
+            print(in_words(described))
+            print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
+            file.prepare(args.resume)
+        processes.barrier()
+        file.open()
+        amp = amp_dtype(args.amp, processes)
+        extract(backbone, pool, file, processes, args.batch_size_per_gpu, args.num_workers, amp)
+        processes.barrier()  # all rows are written
+        if processes.is_main:
+            finish(file, pool, root, described)
+
+
+def stamps(root: Path, pool: Dataset, processes: Processes) -> Sequence | None:
+    return pool_images(root, pool.samples) if processes.is_main and hasattr(pool, "samples") else None
+
+
+def fingerprint(args: argparse.Namespace, backbone: Backbone) -> dict[str, Any]:
+    """What the features depend on beside the images: an extraction is continued only if all of it is unchanged."""
+    weights = [weight.numpy().tobytes() for weight in backbone.network.state_dict().values()]
+    options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
+    size, mean, std, interpolation = backbone.preprocessing
+    images = {"input_size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
+    return {**options, **images, "weights": crc32(b"".join(weights))}
+
+
+def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:
+    """The precision of --amp; on a CPU without AMX, which computes slower in bfloat16, that of float32."""
+    if name == "bf16" and processes.device.type == "cpu" and not has_fast_bfloat16():
+        if processes.is_main:
+            print("--amp bf16: this processor has no AMX and is faster in float32, which is used")
+        return None
+    return AMP_DTYPES[name]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 much faster than in float32, as those with AMX do."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(supported())
+
+
+@torch.inference_mode()
+def extract(
+    backbone: Backbone,
+    pool: Dataset,
+    file: FeatureFile,
+    processes: Processes,
+    batch_size: int = 128,
+    num_workers: int = 16,
+    amp: torch.dtype | None = None,
+) -> None:
+    """Write the features of this process's share of the pool, a batch at a time; leave out what cannot be read.
+
+    Batches are fixed blocks of rows, whichever process computes them and however often the run was interrupted, so the
+    file is the same to the bit.
+    """
+    blocks = file.missing_blocks(batch_size)
+    processes.barrier()  # all have seen what is missing before anyone fills it in
+    blocks = blocks[processes.part(len(blocks))]
+    device, prepared = processes.device, backbone.preprocessing
+    loader = DataLoader(
+        PoolImages(pool, prepared.input_size), batch_sampler=blocks, num_workers=worker_count(num_workers),
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    backbone.network.to(device)
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (prepared.mean, prepared.std))
+    with tqdm(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
+        for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
+            parts = []
+            for part in images.split(CPU_PASS if device.type == "cpu" else len(images)):
+                pixels = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+                with autocast(device, amp):
+                    parts.append(backbone.features(pixels).float())
+            features = torch.cat(parts).cpu()
+            finite = features.isfinite().all(dim=1)
+            if not finite.all():
+                bad = rows[int(finite.int().argmin())]
+                raise InputError(f"image {bad} of the pool has features that are not finite: try --amp off")
+            features[~readable] = torch.nan
+            file.write(rows, features.numpy(), labels.numpy())
+            bar.update(len(rows))
+
+
+def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, Any]) -> None:
+    """Give the feature file its name, and write beside it what it is and which images it is of.
+
+    Raises: InputError, with the first few of the images that cannot be read and a file that lists all of them.
+    """
+    listing = file.path.with_name(f"{file.path.stem}_unreadable.txt")
+    missing = file.missing_rows()
+    if missing:
+        errors = [reason(pool, row) for row in missing]
+        with atomic_file(listing) as temporary:
+            temporary.write_text("".join(f"{error}\n" for error in errors), errors="surrogateescape")
+        more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
+        raise InputError(
+            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all in {listing}): repair or "
+            f"remove them, and add --resume, which keeps the features of the others"
+        )
+    if hasattr(pool, "samples"):
+        write_image_paths(file.path, root, (image for image, _ in pool.samples))
+    write_json(description_file(file.path), described, indent=1)
+    file.finish()
+    listing.unlink(missing_ok=True)
+    print(f"wrote {file.path}")
+
+
+def reason(pool: Dataset, row: int) -> str:
+    """Why an image cannot be read."""
+    try:
+        pool[row]
+    except InputError as error:
+        return str(error).removesuffix("; repair or remove it")
+    return f"{pool.samples[row][0]} could not be read before: it can be now"

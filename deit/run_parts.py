@@ -1,0 +1,189 @@
+"""From the options to the parts of a run: model, optimiser, loss, images, and how they are divided among processes."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DistributedSampler, Sampler
+
+from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
+from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
+from common.command_line import worker_count
+from common.errors import InputError
+from common.image_cache import DecodedImages, KeptBatches
+from common.image_loader import ImageLoader
+from common.networks import create_network, input_size
+from common.processes import Processes, amp_dtype_of
+from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
+from common.weight_update import Recipe, in_parallel
+from deit.distillation import DistillationLoss, base_criterion
+from deit.engine import ClassificationLoss
+from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
+from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
+
+MUCH_OF_THE_AVERAGE = 0.1
+
+
+def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[Sampler[int], EpochPlan]:
+    """Which of n images this process draws in an epoch, and how its draws become updates."""
+    rank, size = processes.rank, processes.size
+    total = args.total_batch_size or args.batch_size * size
+    if total % size:
+        raise InputError(f"--total-batch-size {total} is not a multiple of {size} processes")
+    if args.repeated_aug:
+        sampler = RepeatedAugmentationSampler(n, rank, size)
+    else:
+        sampler = DistributedSampler(range(n), size, rank, shuffle=True)
+    update_size = total // size
+    return sampler, EpochPlan(len(sampler), update_size, -(-update_size // args.accum_steps), processes=size)
+
+
+def scaled_lr(args: argparse.Namespace, images_per_update: int) -> float:
+    return args.lr * images_per_update / PUBLISHED_TOTAL_BATCH
+
+
+def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
+    total, draws = plan.images_per_update, plan.draws * plan.processes
+    distinct = min(n, -(-draws // REPEATS)) if args.repeated_aug else n
+    recipe = (
+        f"recipe: {total} images per update at lr {scaled_lr(args, total):g}; an epoch is {plan.updates} update(s), "
+        f"{draws} draws of {distinct} of the {n} images"
+    )
+    if (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
+        published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
+        recipe += f"\nwarning: the published recipe is {published}"
+    updates = args.epochs * plan.updates
+    kept = args.model_ema_decay**updates
+    if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
+        recipe += (
+            f"\nnote: after {updates} updates at --model-ema-decay {args.model_ema_decay} the "
+            f"moving average (test_ema) still holds {kept:.0%} of its starting weights; "
+            "--model-ema-warmup lets it follow a short run"
+        )
+    return recipe
+
+
+def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    model = create_network(args.model, nb_classes, input_size(args), args.model_kwargs, **rates)
+    if is_distilled(model):
+        model.set_distilled_training(True)  # both heads in training, their mean in evaluation
+    elif args.distillation_type != "none":
+        raise InputError(f"--distillation-type {args.distillation_type} needs a distilled model, not {args.model}")
+    return model
+
+
+def is_distilled(model: nn.Module) -> bool:
+    return hasattr(model, "set_distilled_training")
+
+
+def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
+    """Load --finetune and --resume into the model.
+
+    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
+    (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
+    """
+    loaded, fresh = [], [name for name, _ in model.named_parameters()]
+    for source in filter(None, (args.finetune, args.resume)):
+        checkpoint = fetch_checkpoint(source)
+        if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
+            return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
+        weights = network_weights(checkpoint, source)
+        loaded.append(weights_checksum(weights))
+        fresh = load_pretrained(model, weights, source)
+    if args.eval and fresh:
+        raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
+    return " and ".join(loaded) or "none", None
+
+
+def describe_run(
+    args: argparse.Namespace, data: FinetuningData, plan: EpochPlan, weights: str | None, recipe: Recipe
+) -> dict[str, Any]:
+    """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
+    options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
+    run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
+    if weights is not None:
+        run["weights"] = weights
+    teacher = recipe.loss.criterion.teacher
+    if teacher is not None:
+        run["teacher_weights"] = weights_checksum(teacher.state_dict())
+    return run
+
+
+def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: int) -> TrainingState:
+    """Optimiser, schedule and moving average around a model that has its starting weights and is on its device."""
+    device = next(model.parameters()).device
+    # (departure) The published script copies the model before it loads the weights, so its average holds noise.
+    ema = None
+    if args.model_ema:
+        device_of_ema = "cpu" if args.model_ema_force_cpu else None
+        ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
+    lr = scaled_lr(args, images_per_update)
+    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
+    lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
+    return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
+
+
+def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device) -> Recipe:
+    """The loss and all that surrounds it. Loads the teacher where there is one."""
+    mixup = None
+    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
+        mixup = Mixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
+            num_classes=nb_classes,
+        )
+    teacher = None
+    if args.distillation_type != "none":
+        teacher = create_network(args.teacher_model, nb_classes, input_size(args))
+        weights = network_weights(fetch_checkpoint(args.teacher_path), args.teacher_path)
+        fresh = load_pretrained(teacher, weights, args.teacher_path)
+        if fresh:
+            raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
+        teacher.to(device).eval()
+    base = base_criterion(mixup is not None, args.smoothing)
+    criterion = DistillationLoss(base, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
+    amp_dtype = amp_dtype_of(args.amp, device)
+    evidence_dir = Path(args.output_dir) if args.output_dir else None
+    loss = ClassificationLoss(criterion, mixup)
+    return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, evidence_dir)
+
+
+def build_eval_loader(args: argparse.Namespace, data: FinetuningData, processes: Processes) -> KeptBatches:
+    """All images of the evaluation split, or with --dist-eval this process's share, in batches three times as large."""
+    mine = range(processes.rank if args.dist_eval else 0, len(data.val), processes.size if args.dist_eval else 1)
+    size = 3 * args.batch_size
+    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+    loader = ImageLoader(data.val, batches, size, args.num_workers, pins(args, processes))
+    return KeptBatches(loader, args.cache_mb * 2**19)
+
+
+def build_train_loader(
+    args: argparse.Namespace, data: FinetuningData, stream: BatchStream, processes: Processes
+) -> ImageLoader:
+    """One loader for the whole run, whose workers prepare the next epoch while this one is evaluated and saved."""
+    threads = worker_count(args.num_workers)
+    images = DecodedImages(data.train, args.cache_mb * 2**19, threads, progress=processes.is_main)
+    drawn = DrawnImages(images, ImageOnly(train_transform(args)), args.seed)
+    return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, pins(args, processes))
+
+
+def pins(args: argparse.Namespace, processes: Processes) -> bool:
+    return args.pin_mem and processes.device.type == "cuda"
+
+
+def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes) -> nn.Module:
+    # Without a teacher, the distillation head of a distilled model learns nothing.
+    return in_parallel(model, processes, some_unused=is_distilled(model) and args.distillation_type == "none")

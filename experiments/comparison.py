@@ -1,0 +1,194 @@
+"""The comparison that a protocol describes: which commands lead to each accuracy, and what has come of them."""
+
+import os
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from common.feature_file import read_features
+from common.files import read_json, write_json
+from common.readouts import fit_readout
+from common.subset_file import read_subset_ids
+from experiments.jobs import ROOT, Job, is_finished, recorded, run_jobs, with_needs
+from experiments.protocols import DINO, METHODS, Protocol
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One accuracy of the table."""
+
+    readout: str
+    method: str
+    percent: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell.
+
+    acc1: top-1 in percent, of a finetuning after its last epoch. images: how many are labelled. seconds: of the last go
+    at the finetuning, or of the readout. commands: all that lead to it.
+    """
+
+    cell: Cell
+    acc1: float
+    images: int
+    seconds: float
+    commands: tuple[str, ...]
+
+
+class Comparison:
+    """All cells of a protocol and the jobs behind them.
+
+    A finetuned cell is a run of deit/main.py. A readout is fitted here, in no time, from the feature files.
+    """
+
+    def __init__(self, protocol: Protocol):
+        self.protocol = protocol
+
+    @cached_property
+    def jobs(self) -> dict[Cell, tuple[Job, ...]]:
+        """What each cell is made from: its finetuning, or its subset and the features of both splits.
+
+        Seed after seed, so that an unfinished table has some of every method.
+        """
+        protocol = self.protocol
+        train, val = extraction(protocol, "train"), extraction(protocol, protocol.val_split)
+        jobs: dict[Cell, tuple[Job, ...]] = {}
+        for seed in protocol.seeds:
+            for percent in protocol.percents:
+                for method in protocol.methods:
+                    subset = selection(protocol, train, method, percent, seed)
+                    for readout in protocol.readouts:
+                        made_from = (
+                            (finetuning(protocol, subset, seed),) if readout == "finetuned" else (train, val, subset)
+                        )
+                        jobs[Cell(readout, method, percent, seed)] = made_from
+        return jobs
+
+    @property
+    def commands(self) -> list[str]:
+        return [job.command for job in with_needs(job for jobs in self.jobs.values() for job in jobs)]
+
+    def run(self, slots: Sequence[Mapping[str, str]]) -> None:
+        """Do everything that is not done. Raises InputError when a command fails."""
+        cells_of: dict[Job, list[Cell]] = {}
+        for cell, jobs in self.jobs.items():
+            cells_of.setdefault(jobs[-1], []).append(cell)
+
+        def describe(job: Job) -> str:
+            results = [result for cell in cells_of.get(job, ()) if (result := self.result(cell))]
+            return ", ".join(f"{result.cell.readout} {result.acc1:.1f}%" for result in results) or "finished"
+
+        run_jobs((job for jobs in self.jobs.values() for job in jobs), slots, describe)
+
+    def results(self) -> list[Result]:
+        """Of all cells whose commands are finished."""
+        return [result for cell in self.jobs if (result := self.result(cell))]
+
+    def result(self, cell: Cell) -> Result | None:
+        """None when a command that the cell is made from is not finished."""
+        jobs = self.jobs[cell]
+        if not all(is_finished(job) for job in jobs):
+            return None
+        if cell.readout != "finetuned":
+            return self.frozen_result(cell, *jobs)
+        summary, record = read_json(jobs[0].result, "summary of a finetuning"), recorded(jobs[0])
+        # The last epoch counts: the best is chosen on the test split.
+        acc1 = summary["last"]["test"]["acc1"]
+        return Result(cell, acc1, summary["images"], record["seconds"], tuple(record["commands"]))
+
+    def frozen_result(self, cell: Cell, train: Job, val: Job, subset: Job) -> Result:
+        """The readout of a subset, fitted once and then kept in a file."""
+        commands = [job.command for job in with_needs((train, val, subset))]
+        kept_in = subset.folder.with_name(f"{cell.readout}.json")
+        kept = read_json(kept_in, "accuracy of a readout") if kept_in.is_file() else {}
+        if kept.get("commands") != commands:
+            started = time.monotonic()
+            acc1, images = frozen_accuracy(cell.readout, train.result, val.result, subset.result)
+            seconds = round(time.monotonic() - started, 2)
+            kept = {"acc1": acc1, "images": images, "seconds": seconds, "commands": commands}
+            write_json(kept_in, kept, indent=2)
+        return Result(cell, kept["acc1"], kept["images"], kept["seconds"], tuple(commands))
+
+
+def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple[float, int]:
+    """Top-1 accuracy in percent on the val features of a readout that knows the subset's labels, and their number."""
+    features, labels = labelled_features(train)
+    chosen = sorted(read_subset_ids(subset, len(labels)))
+    classifier = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
+    asked, expected = labelled_features(val)
+    return 100 * float((classifier.predict(asked) == expected).mean()), len(chosen)
+
+
+@cache
+def labelled_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(n, d) and (n,). Raises InputError when a label is missing."""
+    features, labels = read_features(path)
+    if (labels < 0).any():
+        raise InputError(f"{path} has images without a label: a readout of the frozen features needs them all")
+    return np.array(features), labels
+
+
+def extraction(protocol: Protocol, split: str) -> Job:
+    """Stage 1; before it the pool itself, where that has to be written."""
+    needs = ()
+    if protocol.pool_script:
+        pool = protocol.output_dir / "pool"
+        needs = (Job("pool", protocol.pool_script, typed(protocol.data_path, "experiments"), pool, protocol.data_path),)
+    name, which = ("features", "") if split == "train" else (f"{split}_features", f"--split {split}")
+    folder = protocol.output_dir / name
+    options = [
+        f"--dataset {protocol.dataset} --data_path {typed(protocol.data_path, 'data_selection')}",
+        which,
+        f"--arch {protocol.arch}",
+        f"--model-kwargs {protocol.model_kwargs}" if protocol.model_kwargs else "",
+        f"--pretrained_weights {typed(protocol.weights, 'data_selection')}" if protocol.weights else "",
+        f"{protocol.device} --output_dir {typed(folder, 'data_selection')} --resume",
+    ]
+    result = folder / protocol.feature_file(split)
+    return Job(name, "data_selection/extract_feature.py", joined(options), folder, result, needs)
+
+
+def selection(protocol: Protocol, features: Job, method: str, percent: float, seed: int) -> Job:
+    """Stage 2."""
+    folder = protocol.output_dir / f"{percent:g}_percent" / method / f"seed_{seed}" / "subset"
+    script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
+    options = [
+        f"{which} --feature_path {typed(features.result, 'data_selection')} --percent {percent:g} --seed {seed}",
+        f"{protocol.device} --output_dir {typed(folder, 'data_selection')} --filename subset.json",
+    ]
+    name = f"{METHODS[method]} {percent:g}% seed {seed}, subset"
+    script = f"data_selection/sample_tools/{script}"
+    return Job(name, script, joined(options), folder, folder / "subset.json", (features,))
+
+
+def finetuning(protocol: Protocol, subset: Job, seed: int) -> Job:
+    """Stage 3."""
+    folder = subset.folder.with_name("finetuned")
+    options = [
+        f"--data-set {protocol.data_set} --data-path {typed(protocol.data_path, 'deit')}",
+        f"--subset_ids {typed(subset.result, 'deit')} --model {protocol.model}",
+        f"--model-kwargs {protocol.model_kwargs}" if protocol.model_kwargs else "",
+        f"--resume {typed(protocol.weights, 'deit') if protocol.weights else DINO}",
+        f"{protocol.device} --seed {seed} --output_dir {typed(folder, 'deit')} --auto-resume {protocol.finetuning}",
+    ]
+    name = subset.name.replace("subset", "finetuned")
+    return Job(name, "deit/main.py", joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")
+
+
+def typed(path: Path, start: str) -> str:
+    """A path as one types it in a folder of the project: relative inside the project, else absolute."""
+    path = path.resolve()
+    return shlex.quote(os.path.relpath(path, ROOT / start) if path.is_relative_to(ROOT) else str(path))
+
+
+def joined(options: Iterable[str]) -> str:
+    return " ".join(option.strip() for option in options if option.strip())

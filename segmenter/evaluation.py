@@ -1,0 +1,95 @@
+"""Segmenter's evaluation: a sliding window over each image, and one confusion matrix over all."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.processes import Processes, autocast
+from common.progress import progress_bar
+from common.scenes import IGNORED
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every `stride` pixels, the last one moved inside. At least one."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a whole image is predicted: windows of `size` pixels per side, `stride` apart, `batch_size` in one pass."""
+
+    size: int
+    stride: int
+    batch_size: int
+    amp_dtype: torch.dtype | None = None
+
+    def logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Of an image (3, h, w), on the model's device: (c, h, w), the mean of all windows that cover a pixel."""
+        height, width = image.shape[-2:]
+        corners = [
+            (slice(top, top + self.size), slice(left, left + self.size))
+            for top in window_starts(height, self.size, self.stride)
+            for left in window_starts(width, self.size, self.stride)
+        ]
+        total, count = None, torch.zeros(height, width, device=image.device)
+        for start in range(0, len(corners), self.batch_size):
+            some = corners[start : start + self.batch_size]
+            with autocast(image.device, self.amp_dtype):
+                parts = model(torch.stack([image[:, rows, columns] for rows, columns in some])).float()
+            if total is None:
+                total = torch.zeros(parts.shape[1], height, width, device=image.device)
+            for (rows, columns), part in zip(some, parts, strict=True):
+                total[:, rows, columns] += part
+                count[rows, columns] += 1
+        return total / count
+
+    def predict(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The class of every pixel of the original, whose size it is (size): logits are interpolated to it."""
+        return F.interpolate(self.logits(model, image)[None], size=size, mode="bilinear")[0].argmax(dim=0)
+
+
+def count_pairs(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """confusion (c, c): pixels of each true (row) and predicted (column) class; IGNORED ones count for nothing."""
+    known = truth != IGNORED
+    pairs = truth[known].long() * classes + predicted[known]
+    return pairs.bincount(minlength=classes**2).reshape(classes, classes)
+
+
+def metrics(confusion: Tensor) -> dict[str, Any]:
+    """Mean intersection over union, pixel accuracy, mean class accuracy, and each class's IoU, in percent.
+
+    A class that is neither in the truth nor predicted has no IoU (None); means are over those that have one. All are
+    None where no pixel is labelled.
+    """
+    confusion = confusion.double()
+    hits, true, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+    iou, accuracy = hits / (true + predicted - hits), hits / true  # 0 / 0 is nan
+    values = {"miou": iou.nanmean(), "pixel_acc": hits.sum() / confusion.sum(), "mean_acc": accuracy.nanmean()}
+    percent = lambda value: None if value.isnan() else 100 * value.item()  # noqa: E731
+    return {**{name: percent(value) for name, value in values.items()}, "iou": [percent(value) for value in iou]}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: int,
+    processes: Processes,
+    window: SlidingWindow,
+) -> dict[str, Any]:
+    """The metrics over the scenes of all processes.
+
+    batches: this process's scenes, one each: an image (1, 3, h, w), resized, and its mask (1, H, W) in its own size.
+    """
+    model.eval()
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=processes.device)
+    for images, masks in progress_bar(batches, desc="evaluating", leave=False, disable=not processes.is_main):
+        image, truth = images[0].to(processes.device), masks[0].to(processes.device)
+        confusion += count_pairs(truth, window.predict(model, image, truth.shape), classes)
+    processes.sum(confusion)
+    return metrics(confusion.cpu())

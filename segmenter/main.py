@@ -1,0 +1,174 @@
+"""Stage 3 for segmentation: finetune a pretrained ViT on the chosen images, with Segmenter's recipe.
+
+    torchrun --nproc_per_node=2 main.py --data-path ../data_selection/data/ADEChallengeData2016 \
+        --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth --output_dir OUT
+
+One process makes the same updates. With --probe linear the backbone is frozen, and only batch norm and a linear layer
+are trained. Writes checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object every 100 iterations), summary.json,
+curves.png and predictions.png into OUT.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+
+from common.batch_stream import BatchStream, seed_everything
+from common.command_line import run as run_command
+from common.errors import InputError
+from common.files import write_json
+from common.processes import Interruption, Processes, amp_dtype_of, launched
+from common.progress import progress_bar
+from common.run_folder import RunFolder
+from common.training_state import TrainingState
+from common.weight_update import in_parallel, update_weights
+from segmenter.evaluation import SlidingWindow, evaluate
+from segmenter.recipe_options import parse_args
+from segmenter.run_parts import (
+    build_eval_loader,
+    build_model,
+    build_plan,
+    build_recipe,
+    build_state,
+    build_train_loader,
+    identity,
+    load_weights,
+    resume,
+)
+from segmenter.segmentation_data import build_data
+
+
+def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
+    """Train and evaluate as the options say. Returns what summary.json holds."""
+    if args.probe and processes.size > 1:
+        raise InputError(f"--probe {args.probe} is for one process, not {processes.size}: batch norm sees all images")
+    seed_everything(args.seed)
+    data = build_data(args, processes)
+    classes = data.labels.classes
+    model = build_model(args, len(classes))
+    own_checkpoint = load_weights(args, model)
+    model.to(processes.device)
+    amp_dtype = amp_dtype_of(args.amp, processes.device)
+    window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)
+    eval_loader = build_eval_loader(args, data, processes)
+    if args.eval:
+        result = evaluate(model, eval_loader, len(classes), processes, window)
+        report(processes, f"{len(data.val)} images: {describe(result)}")
+        return {"last": {"test": result}}
+
+    sampler, plan = build_plan(args, len(data.train), processes)
+    iterations = plan.updates
+    state = build_state(args, model, iterations, amp_dtype)
+    run = identity(args, data, iterations)
+    if own_checkpoint:
+        resume(state, *own_checkpoint, run)
+        report(processes, f"resumed {own_checkpoint[1]} at iteration {state.update}")
+    recipe = build_recipe(args, plan, processes, amp_dtype)
+    n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    report(processes, f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
+    report(
+        processes,
+        f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
+        f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images",
+    )
+
+    stream = BatchStream(sampler, plan, processes.rank, processes.size, range(1), state.update)
+    batches = iter(build_train_loader(args, data, stream, processes))
+    parallel_model = in_parallel(model, processes).train()
+    writes = args.output_dir and processes.is_main
+    folder = RunFolder(Path(args.output_dir), state.update + 1, counter="iteration") if writes else None
+    progress = progress_bar(
+        total=iterations, initial=state.update, desc="finetuning", unit="it", disable=not processes.is_main
+    )
+    with Interruption() as interruption, progress:
+        while state.update < iterations:
+            lr = state.lr
+            stopping = update_weights(parallel_model, batches, recipe, state, processes, interruption)
+            state.lr_scheduler.step_update(state.update)
+            progress.update()
+            finished = state.update == iterations
+            entry: dict[str, Any] = {}
+            improved = False
+            if finished or state.update % args.eval_interval == 0:
+                result = evaluate(model, eval_loader, len(classes), processes, window)
+                parallel_model.train()
+                improved = state.note({"test": result}, iteration=state.update)
+                entry = {f"test_{key}": value for key, value in result.items()}
+                progress.set_postfix(miou=f"{result['miou']:.2f}", best=f"{state.best_score:.2f}")
+            if entry or state.update % args.log_interval == 0:
+                trained = {"train_lr": lr, "train_loss": sum(state.losses) / len(state.losses)}
+                state.losses.clear()
+                if folder:
+                    folder.append_to_log({**trained, **entry, "iteration": state.update, "n_parameters": n_parameters})
+            due = finished or state.update % args.save_interval == 0
+            if folder and (improved or due):
+                names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
+                folder.save(state.checkpoint(args, run), names)
+            if stopping and not finished:
+                stop(args, state, run, folder, processes)
+
+    per_class = dict(zip(classes, state.last["test"]["iou"], strict=True))
+    summary = {
+        "last": state.last,
+        "best": state.best,
+        "iterations": iterations,
+        "images": len(data.train),
+        "per_class_iou": per_class,
+    }
+    last, best = describe(state.last["test"]), describe(state.best["test"])
+    report(processes, f"last {last}; best {best}, chosen on the validation split")
+    if folder:
+        from segmenter.run_plots import plot_predictions, plot_segmentation_curves  # matplotlib takes a second to load
+
+        plot_segmentation_curves(folder.log(), folder.path / "curves.png")
+        plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
+        write_json(folder.path / "summary.json", summary, indent=2)
+        report(processes, f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
+    return summary
+
+
+def stop(
+    args: argparse.Namespace,
+    state: TrainingState,
+    run: dict[str, Any],
+    folder: RunFolder | None,
+    processes: Processes,
+) -> NoReturn:
+    """Save the state of an interrupted run and exit with a code of its own."""
+    saved = "no --output_dir: nothing was saved"
+    if args.output_dir:
+        saved = f"continue with --auto-resume; saved in {args.output_dir}"
+    if folder:
+        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
+        folder.finish()
+    report(processes, f"stopped by SIGTERM after iteration {state.update}; {saved}")
+    processes.barrier()
+    raise SystemExit(Interruption.EXIT_CODE)
+
+
+def describe(result: dict[str, Any]) -> str:
+    when = f" (iteration {result['iteration']})" if "iteration" in result else ""
+    return (
+        f"mIoU {result['miou']:.2f}%, pixel accuracy {result['pixel_acc']:.2f}%, "
+        f"mean class accuracy {result['mean_acc']:.2f}%{when}"
+    )
+
+
+def report(processes: Processes, message: str) -> None:
+    if processes.is_main:
+        tqdm.write(message)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Returns: last and best results, as in summary.json."""
+    args = parse_args(argv)
+    with launched(args.device, args.dist_url) as processes:
+        return finetune(args, processes)
+
+
+if __name__ == "__main__":
+    run_command(main)

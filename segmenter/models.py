@@ -1,0 +1,134 @@
+"""A pretrained ViT that labels every pixel: timm's encoder and one of three decoders of its patch tokens.
+
+Segmenter (Strudel et al., ICCV 2021) with its linear decoder or its mask transformer, or, on a frozen encoder, the
+light readout of DINOv2's evaluation: batch norm and one linear layer.
+"""
+
+import math
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from timm.models import Eva, VisionTransformer, get_pretrained_cfg, is_model_in_modules
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.networks import create_network
+
+HEAD_SIZE = 64  # channels of an attention head
+VIT_MODULES = ("vision_transformer", "deit", "eva")
+
+
+class PixelClassifier(nn.Module):
+    """An encoder, a decoder of its patch tokens, and bilinear interpolation to the size of the image.
+
+    Images whose sides are no multiple of the patch are padded with zeros on the right and at the bottom. Class and
+    register tokens are dropped after the encoder's final norm. A frozen encoder stays in evaluation mode.
+    """
+
+    def __init__(self, encoder: VisionTransformer | Eva, decoder: nn.Module, frozen: bool = False):
+        super().__init__()
+        self.encoder, self.decoder, self.frozen = encoder, decoder, frozen
+        self.patch = patch_of(encoder)
+        encoder.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> "PixelClassifier":
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (b, 3, h, w), normalised -> logits (b, c, h, w)"""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.encoder.forward_features(padded)[:, self.encoder.num_prefix_tokens :]  # (b, h'w', d)
+        grid = (padded.shape[-2] // self.patch, padded.shape[-1] // self.patch)
+        logits = self.decoder(tokens).unflatten(1, grid).permute(0, 3, 1, 2)  # (b, c, h', w')
+        logits = F.interpolate(logits.float(), size=padded.shape[-2:], mode="bilinear")
+        return logits[..., :height, :width]
+
+
+class MaskTransformer(nn.Module):
+    """Segmenter's decoder: class embeddings attend to the patches and each other, then meet every patch.
+
+    Patch tokens (b, n, d) -> logits (b, n, c): similarities of patches and classes, normalised over the classes.
+    """
+
+    def __init__(self, d: int, classes: int, depth: int = 2, dropout: float = 0.1):
+        super().__init__()
+        self.proj_dec = nn.Linear(d, d)
+        self.class_tokens = nn.Parameter(torch.zeros(1, classes, d))
+        heads = max(1, d // HEAD_SIZE)
+        self.blocks = nn.Sequential(*(
+            Block(d, heads, qkv_bias=True, proj_drop=dropout, attn_drop=dropout) for _ in range(depth)
+        ))  # fmt: skip
+        self.norm = nn.LayerNorm(d)
+        self.proj_patch, self.proj_classes = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.mask_norm = nn.LayerNorm(classes)
+        self.apply(init_linear)
+        nn.init.normal_(self.class_tokens, std=0.02)
+        for projection in (self.proj_patch, self.proj_classes):
+            nn.init.normal_(projection.weight, std=d**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        n = tokens.shape[1]
+        classes = self.class_tokens.expand(len(tokens), -1, -1)
+        tokens = self.norm(self.blocks(torch.cat([self.proj_dec(tokens), classes], dim=1)))  # (b, n + c, d)
+        patches = F.normalize(self.proj_patch(tokens[:, :n]), dim=-1)
+        classes = F.normalize(self.proj_classes(tokens[:, n:]), dim=-1)
+        return self.mask_norm(patches @ classes.mT)  # (b, n, d) x (b, d, c) -> (b, n, c)
+
+
+class LinearDecoder(nn.Linear):
+    """One linear layer: patch tokens (b, n, d) -> logits (b, n, c)."""
+
+    def __init__(self, d: int, classes: int):
+        super().__init__(d, classes)
+        init_linear(self)
+
+
+class BatchNormLinear(nn.Module):
+    """Batch norm and one 1x1 convolution (a linear layer on every token): DINOv2's readout of frozen features."""
+
+    def __init__(self, d: int, classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(d)
+        self.linear = nn.Linear(d, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Segmenter's: weights from a truncated normal of std 0.02, no bias."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def build_encoder(name: str, model_kwargs: dict[str, Any], crop_size: int, drop_path: float = 0.0) -> nn.Module:
+    """timm's ViT with fresh weights and position embeddings for crops of this size; it takes images of any size.
+
+    Raises: InputError for a network that is no ViT.
+    """
+    if timm.is_model(name) and not is_model_in_modules(name, VIT_MODULES):
+        raise InputError(f"--model {name} is no ViT of timm: segmentation needs a token for every patch")
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    own_size = model_kwargs.get("img_size", config.input_size[-1] if config else crop_size)
+    # Built at its own size, which tells the patch size, then resampled to the crops.
+    encoder = create_network(name, 0, own_size, {**model_kwargs, "dynamic_img_size": True}, drop_path_rate=drop_path)
+    side = math.ceil(crop_size / patch_of(encoder)) * patch_of(encoder)
+    encoder.set_input_size(img_size=(side, side))
+    return encoder
+
+
+def patch_of(encoder: nn.Module) -> int:
+    """Side of a patch in pixels."""
+    return encoder.patch_embed.patch_size[0]

@@ -1,0 +1,127 @@
+"""Every option of finetuning for segmentation, with the published defaults: Segmenter's recipe, and the light one."""
+
+import argparse
+
+from timm.optim import list_optimizers
+
+from common.command_line import ArgumentParser, number
+from common.errors import InputError
+from common.files import make_output_dir
+from common.networks import add_model_kwargs_option
+
+PASSES = 127  # over the chosen images: 16,000 iterations at 5% of ADE20K, 32,000 at 10%
+# DINOv2's linear evaluation, where it differs from Segmenter's recipe; the warm-up is 1,500 of its 40,000 iterations.
+PROBE_DEFAULTS = {
+    "decoder": "batchnorm_linear",
+    "opt": "adamw",
+    "weight_decay": 1e-4,
+    "power": 1.0,
+    "min_lr": 0.0,
+    "warmup": 0.0375,
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser("Finetune a pretrained ViT for semantic segmentation on the chosen images.")
+    natural, whole = number(int, 1), number(int, 0)
+    share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
+    rate = number(float, 0, below=1)
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--batch-size", default=8, type=natural, help="images per iteration, over all processes")
+    add("--iterations", type=natural, help=f"updates; default: {PASSES} passes over the chosen images")
+    add("--seed", default=0, type=whole)
+    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
+    add("--output_dir", default="", help="where to write; nothing is written when empty")
+    add(
+        "--resume",
+        default="",
+        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
+    )
+    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--eval", action="store_true", help="evaluate the checkpoint of --resume only")
+    add("--probe", choices=["linear"], help="freeze the backbone: batch norm and one linear layer, trained with AdamW")
+    add("--log-interval", default=100, type=natural, help="iterations between lines of log.txt")
+    add("--eval_interval", default=4000, type=natural, help="iterations between evaluations; the last is evaluated")
+    add(
+        "--save-interval", default=500, type=natural, help="iterations between checkpoints; the last and best are saved"
+    )
+    add("--num_workers", default=16, type=whole, help="processes that load images; at most the number of processors")
+    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
+
+    group = parser.add_argument_group("model; defaults in brackets are those with --probe")
+    add = group.add_argument
+    add("--model", default="vit_small_patch16_224", help="any ViT of timm")
+    add_model_kwargs_option(group)
+    add("--decoder", default="mask_transformer", choices=["mask_transformer", "linear"])
+    add("--drop-path", default=0.1, type=rate, help="stochastic depth rate of the encoder's last block")
+    add("--dropout", default=0.1, type=rate, help="in the mask transformer")
+
+    group = parser.add_argument_group("optimiser and schedule")
+    add = group.add_argument
+    add("--opt", default="sgd", type=str.lower, help="any timm optimiser; sgd is with Nesterov momentum [adamw]")
+    add("--momentum", default=0.9, type=share)
+    add("--weight-decay", default=0.0, type=not_negative, help="[0.0001]")
+    add("--clip-grad", type=positive, metavar="NORM", help="default: no clipping")
+    add("--lr", default=1e-3, type=positive)
+    add("--min-lr", default=1e-5, type=not_negative, help="[0]")
+    add("--power", default=0.9, type=positive, help="of the polynomial schedule [1]")
+    add("--warmup", default=0.0, type=rate, help="share of the iterations with a linear warm-up [0.0375]")
+
+    group = parser.add_argument_group("augmentation and evaluation")
+    add = group.add_argument
+    add("--crop-size", default=512, type=natural, help="side of the crops, and of the window in evaluation")
+    add("--short-side", type=natural, help="pixels that images are resized to; default: --crop-size")
+    add("--long-side", type=natural, help="the most that the long side then has; default: 4 x --short-side")
+    add("--scale", default=[0.5, 2.0], type=positive, nargs=2, metavar=("MIN", "MAX"), help="random, of the sides")
+    add("--max-class-share", default=0.75, type=share, help="of a crop; it is drawn again, 10 times, while it has more")
+    add("--flip", default=0.5, type=share, help="probability of a horizontal flip")
+    add("--photometric", default=0.5, type=share, help="probability of each colour distortion")
+    add("--stride", type=natural, help="of the evaluation's window; default: 15/16 of --crop-size, 480 of 512")
+
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--data-path", "--data_path", default="data/ADEChallengeData2016", help="a folder in ADE20K's layout")
+    add("--class-names", default="", help="one per line; default: classes.txt or objectInfo150.txt in --data-path")
+    add("--num-classes", type=number(int, 1, 2**15 - 1), help="where no file names them")
+    add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="a label of the masks that counts as none")
+    add(
+        "--reduce-zero-label",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="label 0 counts as none, and 1 is the first class",
+    )
+    add("--subset_ids", default=[], nargs="+", metavar="JSON", help="chosen indices; several files are joined")
+
+    if parser.parse_known_args(argv)[0].probe:
+        parser.set_defaults(**PROBE_DEFAULTS)
+    args = parser.parse_args(argv)
+    args.short_side = args.short_side or args.crop_size
+    args.long_side = args.long_side or 4 * args.short_side
+    args.stride = args.stride or max(1, args.crop_size * 15 // 16)
+    check_together(args)
+    return args
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """What no single option can know. Raises InputError."""
+    if args.probe and args.decoder != PROBE_DEFAULTS["decoder"]:
+        raise InputError(f"--probe {args.probe} has a decoder of its own: leave out --decoder {args.decoder}")
+    if args.opt not in list_optimizers():
+        raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
+    if args.scale[0] > args.scale[1]:
+        raise InputError(f"--scale {args.scale[0]:g} {args.scale[1]:g}: the first must not be above the second")
+    if args.long_side < args.short_side:
+        raise InputError(f"--long-side {args.long_side} is less than --short-side {args.short_side}")
+    if args.stride > args.crop_size:
+        raise InputError(f"--stride {args.stride} above --crop-size {args.crop_size} leaves pixels out")
+    if args.auto_resume and not args.output_dir:
+        raise InputError("--auto-resume needs --output_dir")
+    if args.eval and (args.auto_resume or not args.resume):
+        raise InputError("--eval needs --resume, the checkpoint to evaluate, and no --auto-resume")
+    if args.probe and not (args.resume or args.auto_resume):
+        raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
+    if args.output_dir:
+        make_output_dir(args.output_dir)

@@ -1,0 +1,192 @@
+"""From the options to the parts of a run: model, optimiser, loss, and the scenes in the order they are trained on."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import PolyLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from common.batch_stream import BatchStream, DrawnImages, EpochPlan
+from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
+from common.errors import InputError
+from common.image_loader import ImageLoader
+from common.processes import Processes
+from common.run_folder import newest_checkpoint
+from common.scenes import IGNORED
+from common.training_state import TrainingState, is_own_checkpoint
+from common.weight_update import Recipe
+from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
+from segmenter.recipe_options import PASSES
+from segmenter.scene_transforms import train_transform
+from segmenter.segmentation_data import SegmentationData
+
+# Options that change no result, and those that say more in other words (identity).
+NO_INFLUENCE = (
+    "device", "num_workers", "dist_url", "output_dir", "auto_resume", "resume", "eval", "log_interval", "eval_interval",
+    "save_interval", "data_path", "subset_ids", "class_names", "num_classes",
+)  # fmt: skip
+
+
+class EndlessShuffle(Sampler[int]):
+    """The draws of one process: all images in one random order after another, rank r having every W-th draw from r."""
+
+    def __init__(self, n: int, draws: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.n, self.draws, self.seed, self.rank, self.world_size = n, draws, seed, rank, world_size
+
+    def __len__(self) -> int:
+        return self.draws // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        begun = -1
+        for position in range(self.rank, self.draws, self.world_size):
+            shuffle, place = divmod(position, self.n)
+            if shuffle != begun:
+                order, begun = np.random.default_rng((self.seed, shuffle)).permutation(self.n), shuffle
+            yield int(order[place])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: the whole run is one epoch."""
+
+
+def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[EndlessShuffle, EpochPlan]:
+    """Which of n images this process draws in the run, and how its draws become updates: one per iteration."""
+    size, rest = divmod(args.batch_size, processes.size)
+    if rest:
+        raise InputError(f"--batch-size {args.batch_size} is not a multiple of {processes.size} processes")
+    iterations = args.iterations or math.ceil(PASSES * n / args.batch_size)
+    sampler = EndlessShuffle(n, iterations * args.batch_size, args.seed, processes.rank, processes.size)
+    return sampler, EpochPlan(len(sampler), size, size, processes.size)
+
+
+def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
+    """With fresh weights. Also of the options in a checkpoint, for predict.py."""
+    frozen = args.probe is not None
+    encoder = build_encoder(args.model, args.model_kwargs, args.crop_size, 0.0 if frozen else args.drop_path)
+    d = encoder.embed_dim
+    if args.decoder == "mask_transformer":
+        decoder = MaskTransformer(d, classes, dropout=args.dropout)
+    else:
+        decoder = {"linear": LinearDecoder, "batchnorm_linear": BatchNormLinear}[args.decoder](d, classes)
+    return PixelClassifier(encoder, decoder, frozen)
+
+
+def load_weights(args: argparse.Namespace, model: PixelClassifier) -> tuple[dict[str, Any], str] | None:
+    """Load --resume into the encoder, or with --eval into the model.
+
+    Returns: the run's own checkpoint to go on from, and its source; None where training starts.
+    """
+    if args.auto_resume and (own := newest_checkpoint(Path(args.output_dir))):
+        return own
+    if not args.resume:
+        return None
+    checkpoint = fetch_checkpoint(args.resume)
+    if args.eval:
+        load_trained(model, checkpoint, args.resume)
+    elif is_own_checkpoint(checkpoint) and not args.probe:
+        return checkpoint, args.resume
+    else:
+        load_pretrained(model.encoder, network_weights(checkpoint, args.resume), args.resume)
+    return None
+
+
+def load_trained(model: PixelClassifier, checkpoint: dict[str, Any], source: str) -> None:
+    """Load all weights of a checkpoint of main.py. Raises InputError when it is none, or of another model."""
+    if not isinstance(checkpoint.get("run"), dict) or "classes" not in checkpoint["run"]:
+        raise InputError(f"{source} is no checkpoint of segmenter/main.py")
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        raise InputError(f"checkpoint {source} is of another model: {' '.join(str(error).split())[:300]}") from None
+
+
+def build_state(
+    args: argparse.Namespace, model: PixelClassifier, iterations: int, amp_dtype: torch.dtype | None
+) -> TrainingState:
+    """Optimiser and schedule around a model that has its starting weights and is on its device.
+
+    The schedule is polynomial, per iteration: lr = min_lr + (lr - min_lr) (1 - iteration / iterations)^power.
+    """
+    trained = model.decoder if model.frozen else model
+    optimizer = create_optimizer_v2(
+        trained, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
+    )
+    lr_scheduler = PolyLRScheduler(
+        optimizer,
+        t_initial=iterations,
+        power=args.power,
+        lr_min=args.min_lr,
+        warmup_t=round(args.warmup * iterations),
+        t_in_epochs=False,
+    )
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+    return TrainingState(model, optimizer, lr_scheduler, scaler, metric="miou")
+
+
+def identity(args: argparse.Namespace, data: SegmentationData, iterations: int) -> dict[str, Any]:
+    """What the numbers of a run depend on."""
+    options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
+    return {
+        **options,
+        "iterations": iterations,
+        "classes": list(data.labels.classes),
+        "training images": listing(data.train.paths),
+        "validation images": listing(data.val.paths),
+    }
+
+
+def listing(paths: list[Path]) -> str:
+    return f"{len(paths)}, names {crc32(os.fsencode('/'.join(path.name for path in paths))):08x}"
+
+
+def resume(state: TrainingState, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
+    """Take up an own checkpoint. Raises InputError, with what differs, when it is of another run."""
+    before = checkpoint["run"]
+    differing = [f"{key} was {before.get(key)}, is {now}" for key, now in run.items() if before.get(key) != now]
+    if differing:
+        raise InputError(f"checkpoint {source} is of another run: {'; '.join(differing)}")
+    state.resume(checkpoint, source)
+
+
+def build_recipe(
+    args: argparse.Namespace, plan: EpochPlan, processes: Processes, amp_dtype: torch.dtype | None
+) -> Recipe:
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return pixel_loss(model(images), targets, processes)
+
+    evidence_dir = Path(args.output_dir) if args.output_dir else None
+    return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, evidence_dir)
+
+
+def pixel_loss(logits: Tensor, targets: Tensor, processes: Processes) -> Tensor:
+    """Cross entropy of logits (b, c, h, w) and classes (b, h, w), the mean over all pixels that are not IGNORED.
+
+    With several processes it is the mean over the pixels of all, once their losses are averaged. No labelled pixel: 0.
+    """
+    counted = (targets != IGNORED).sum().float()
+    processes.sum(counted)
+    total = F.cross_entropy(logits.float(), targets.long(), ignore_index=IGNORED, reduction="sum")
+    return total * processes.size / counted.clamp_min(1)
+
+
+def build_train_loader(
+    args: argparse.Namespace, data: SegmentationData, stream: BatchStream, processes: Processes
+) -> ImageLoader:
+    drawn = DrawnImages(data.train, train_transform(args), args.seed)
+    return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, processes.device.type == "cuda")
+
+
+def build_eval_loader(args: argparse.Namespace, data: SegmentationData, processes: Processes) -> ImageLoader:
+    """This process's share of the validation scenes, one at a time."""
+    batches = [[index] for index in range(processes.rank, len(data.val), processes.size)]
+    return ImageLoader(data.val, batches, 1, args.num_workers, processes.device.type == "cuda")

@@ -1,0 +1,111 @@
+"""The scenes to train on and to evaluate on, all checked before the work begins."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from common.command_line import worker_count
+from common.errors import InputError
+from common.image_datasets import open_rgb
+from common.processes import Processes
+from common.progress import progress_bar
+from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images
+from common.subset_file import read_subset_ids
+from segmenter.scene_transforms import eval_transform
+
+Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """What to train and to evaluate on.
+
+    train: the chosen images of the training split, or all of them. val: the whole validation split, resized; its masks
+    are in their own resolution.
+    """
+
+    train: "Scenes"
+    val: "Scenes"
+    labels: MaskLabels
+
+
+class Scenes(Dataset):
+    """Images (3, h, w), bytes, with the class of every pixel (h, w), int16; together through the transform."""
+
+    def __init__(self, paths: Sequence[Path], labels: MaskLabels, transform: Transform | None = None):
+        self.paths, self.labels, self.transform = list(paths), labels, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        path = self.paths[index]
+        image = tv_tensors.Image(torch.from_numpy(np.array(open_rgb(path))).permute(2, 0, 1))
+        mask = tv_tensors.Mask(torch.from_numpy(self.labels.read(mask_of(path))))
+        return self.transform(image, mask) if self.transform else (image, mask)
+
+
+def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationData:
+    """Raises InputError for anything that is missing or does not fit, in any image or mask that will be used."""
+    root = Path(args.data_path)
+    images, val_images = (
+        [Path(path) for path, _ in scene_images(scene_folder(root, train)).samples] for train in (True, False)
+    )
+    names = class_names(images[0].parents[2], args.class_names and Path(args.class_names), args.num_classes)
+    labels = MaskLabels(names, args.ignore_label, args.reduce_zero_label)
+    chosen = range(len(images))
+    if args.subset_ids:
+        chosen = dict.fromkeys(index for path in args.subset_ids for index in read_subset_ids(path, len(images)))
+    train = Scenes([images[index] for index in chosen], labels)
+    val = Scenes(val_images, labels, eval_transform(args))
+    for used in (val,) if args.eval else (train, val):
+        check_stems(images if used is train else val_images)
+        check_scenes(used, args.num_workers, processes)
+    return SegmentationData(train, val, labels)
+
+
+def check_stems(images: Sequence[Path]) -> None:
+    """Raises InputError for two images of one stem, and for a mask that belongs to no image."""
+    by_stem: dict[str, Path] = {}
+    for image in images:
+        if image.stem in by_stem:
+            raise InputError(f"images {by_stem[image.stem]} and {image} would have the same mask: rename one")
+        by_stem[image.stem] = image
+    masks = mask_of(images[0]).parent
+    for mask in sorted(masks.glob("*.png")) if masks.is_dir() else ():
+        if mask.stem not in by_stem:
+            raise InputError(f"mask {mask} belongs to no image in {images[0].parent}: the names must match")
+
+
+def check_scenes(scenes: Scenes, threads: int, processes: Processes) -> None:
+    """Raises InputError, naming the file, for an image or mask that cannot be used; and where nothing is labelled.
+
+    Each process looks at its share, and all raise what one finds.
+    """
+
+    def has_label(path: Path) -> bool:
+        image, mask = open_rgb(path), scenes.labels.read(mask_of(path))
+        if image.size != mask.shape[::-1]:
+            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {path} {image.width}x{image.height}"
+            raise InputError(f"mask {mask_of(path)} has {sizes}: they must be of one size")
+        return bool((mask != IGNORED).any())
+
+    def count() -> int:
+        mine = scenes.paths[processes.part(len(scenes))]
+        with ThreadPoolExecutor(max(1, worker_count(threads))) as pool:
+            checked = pool.map(has_label, mine)
+            return sum(progress_bar(checked, "checking masks", len(mine), disable=not processes.is_main, leave=False))
+
+    labelled = torch.tensor(processes.together(count), device=processes.device)
+    processes.sum(labelled)
+    if not labelled:
+        masks = mask_of(scenes.paths[0]).parent
+        raise InputError(f"no pixel of the {len(scenes)} masks used of {masks} is labelled: all are ignored")

@@ -1,0 +1,36 @@
+"""How commands behave on a machine, or in a container, that they share."""
+
+from pathlib import Path
+
+import pytest
+
+from common.processors import _quotas
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),  # a container of version 2
+        ("0::/", {"cpu.max": "max 100000\n"}, None),
+        ("0::/job/step", {"job/cpu.max": "300000 100000", "job/step/cpu.max": "max 100000"}, 3),  # a group around it
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        # Docker with version 1 names a group of the host, and mounts it as the root.
+        ("4:cpu:/docker/ab", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ("3:memory:/", {"cpu.max": "100000 100000"}, None),
+    ],
+)
+def test_the_cpu_quota_of_a_container_is_read_from_both_versions_of_cgroups(membership, files, quota, tmp_path):
+    (tmp_path / "cgroup").write_text(membership + "\n")
+    for name, content in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert min(_quotas(tmp_path / "cgroup", tmp_path / "fs"), default=None) == quota
+
+
+@pytest.mark.parametrize("script", ["data_selection/extract_feature.py", "deit/main.py"])
+def test_threads_sleep_while_they_wait_because_this_is_said_before_torch_is_loaded(script):
+    """libgomp reads the variable when it is loaded, and never again."""
+    lines = (Path(__file__).parents[1] / script).read_text().splitlines()
+    assert lines.index(next(line for line in lines if line.startswith("import common"))) < lines.index("import torch")

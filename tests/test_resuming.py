@@ -1,0 +1,191 @@
+"""A run knows what it is: nothing else is resumed, and nothing is reported as its own that is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_VIT_OPTIONS, tiny_vit, write_pool
+
+from common.checkpoints import read_checkpoint
+from common.errors import InputError
+from deit.main import main
+
+
+def options(pool: Path, backbone: Path, out: Path, *extra: object) -> list[str]:
+    given = ["--data-set", "IMNETSUBSET", "--data-path", pool, "--resume", backbone, "--output_dir", out,
+             "--device", "cpu", "--batch-size", 16, "--lr", 0.05, "--warmup-epochs", 0, "--num_workers", 0,
+             "--auto-resume", "--model", "vit_tiny_patch16_224"]  # fmt: skip
+    return [*map(str, [*given, *extra]), *TINY_VIT_OPTIONS]
+
+
+def subset(path: Path, *indices: int) -> Path:
+    path.write_text(json.dumps(indices))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(pool, backbone, tmp_path_factory):
+    """A run of 2 epochs with subset A. Every test below must leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    given = ["--subset_ids", subset(folder / "A.json", 0, 3, 11, 12, 25, 29), "--epochs", 2]
+    main(options(pool, backbone, folder / "out", *given))
+    return folder
+
+
+def other_pool(tmp_path: Path) -> list:
+    return ["--data-path", write_pool(tmp_path / "other", 11, 2)]
+
+
+def other_weights(tmp_path: Path) -> list:
+    torch.manual_seed(5)
+    torch.save({name: weight + 1 for name, weight in tiny_vit().state_dict().items()}, tmp_path / "other.pth")
+    return ["--resume", tmp_path / "other.pth"]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda tmp: ["--subset_ids", subset(tmp / "B.json", 1, 2, 13, 14, 21, 22)], "subset was 6 images, .*, is 6 "),
+        (lambda tmp: ["--subset_ids", subset(tmp / "C.json", 1), "--epochs", 9], "subset was 6 images, .*, is 1 "),
+        (other_pool, "train_images was 30 images, checksum .*, is 33 "),
+        (other_weights, "weights was .*, is "),
+        (lambda tmp: ["--lr", "0.1"], "lr was 0.05, is 0.1"),
+        (lambda tmp: ["--lr", "0.1", "--epochs", 5], "lr was 0.05, is 0.1"),
+        (lambda tmp: ["--opt", "lion"], "opt was sgd, is lion"),
+        (lambda tmp: ["--seed", "1"], "seed was 0, is 1"),
+        (lambda tmp: ["--epochs", "1"], "epochs was 2, is 1"),
+        (lambda tmp: ["--total-batch-size", "8"], "images_per_update was 16, is 8"),
+        (lambda tmp: ["--drop-path", "0"], "drop_path was 0.1, is 0.0"),
+        (lambda tmp: ["--mixup", "0.8"], "mixup was 0.0, is 0.8"),
+        (lambda tmp: ["--no-model-ema"], "model_ema was True, is False"),
+    ],
+)  # fmt: skip
+def test_what_changes_the_course_of_a_run_is_refused_with_the_difference(
+    change, difference, finished, pool, backbone, tmp_path
+):
+    given = ["--subset_ids", finished / "A.json", "--epochs", 2, *change(tmp_path)]
+    before = {path.name: path.read_bytes() for path in (finished / "out").glob("*.*")}
+    with pytest.raises(InputError, match=f"out/checkpoint.pth is of another run: .*{difference}") as caught:
+        main(options(pool, backbone, finished / "out", *given))
+    assert "\n" not in str(caught.value)
+    after = {path.name: path.read_bytes() for path in (finished / "out").glob("*.*")}
+    assert before | {".lock": b""} == after | {".lock": b""}
+
+
+def test_another_model_is_refused_when_its_own_checkpoint_is_given_to_resume(finished, pool, backbone, tmp_path):
+    given = ["--subset_ids", finished / "A.json", "--epochs", 3, "--resume", finished / "out" / "checkpoint.pth"]
+    with pytest.raises(InputError, match="model_kwargs was .*'depth': 2.*, is .*'depth': 3"):
+        main([*options(pool, backbone, tmp_path / "out", *given), "depth=3"])
+
+
+def test_what_changes_no_result_is_free(finished, pool, backbone, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    moved.symlink_to(pool)
+    (tmp_path / "renamed.json").write_text((finished / "A.json").read_text())
+    (tmp_path / "renamed.pth").write_bytes(backbone.read_bytes())
+    expected = json.loads((finished / "out" / "summary.json").read_text())
+    given = ["--subset_ids", tmp_path / "renamed.json", "--epochs", 2, "--data-path", moved, "--cache-mb", 0,
+             "--resume", tmp_path / "renamed.pth", "--accum-steps", 2, "--batch-size", 8, "--total-batch-size", 16,
+             "--eval_interval", 2, "--save-interval", 7, "--num_workers", 1, "--dist-eval"]  # fmt: skip
+    assert main(options(pool, backbone, finished / "out", *given)) == expected
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "poly"])
+def test_more_epochs_go_on_along_the_longer_schedule_and_end_where_its_rates_end(schedule, pool, backbone, tmp_path):
+    rates = {}
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--sched", schedule, "--decay-epochs", 2]
+    for name, lengths in (("long", [6]), ("lengthened", [3, 6])):
+        for epochs in lengths:
+            main(options(pool, backbone, tmp_path / name, *given, "--epochs", epochs))
+        log = [json.loads(line) for line in (tmp_path / name / "log.txt").read_text().splitlines()]
+        rates[name] = [entry["train_lr"] for entry in log]
+    assert rates["lengthened"][3:] == rates["long"][3:] and len(rates["long"]) == 6
+
+
+def test_a_plateau_schedule_keeps_its_patience_when_it_is_resumed(pool, backbone, tmp_path):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--sched", "plateau", "--patience-epochs", 2,
+             "--lr", 0.0032, "--min-lr", 0, "--save-interval", 2]  # fmt: skip
+    main(options(pool, backbone, tmp_path / "undisturbed", *given, "--epochs", 8))
+    for epochs in (4, 6, 8):
+        main(options(pool, backbone, tmp_path / "resumed", *given, "--epochs", epochs))
+    logs = [(tmp_path / name / "log.txt").read_text() for name in ("undisturbed", "resumed")]
+    rates = [[json.loads(line)["train_lr"] for line in log.splitlines()] for log in logs]
+    assert rates[0] == rates[1] and len(set(rates[0])) > 2
+
+
+def test_a_checkpoint_that_does_not_say_what_run_it_is_of_is_resumed_with_its_own_optimizer_only(
+    finished, pool, backbone, tmp_path
+):
+    """As the published code writes them."""
+    old = read_checkpoint(finished / "out" / "checkpoint.pth")
+    del old["run"]
+    old["args"]["opt"] = "SGD"
+    torch.save(old, tmp_path / "old.pth")
+    given = ["--subset_ids", finished / "A.json", "--epochs", 3, "--resume", tmp_path / "old.pth"]
+    main(options(pool, backbone, tmp_path / "out", *given))
+    assert read_checkpoint(tmp_path / "out" / "checkpoint.pth")["epoch"] == 2
+    with pytest.raises(InputError, match="opt was sgd, is lion"):
+        main(options(pool, backbone, tmp_path / "again", *given, "--opt", "lion"))
+
+
+def test_when_no_checkpoint_of_a_folder_can_be_read_the_run_does_not_start_over(pool, backbone, tmp_path):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 2]
+    main(options(pool, backbone, tmp_path, *given))
+    log = (tmp_path / "log.txt").read_text()
+    for name in ("checkpoint.pth", "best_checkpoint.pth"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"checkpoint.pth is truncated .*to start over, remove it"):
+        main(options(pool, backbone, tmp_path, *given))
+    assert (tmp_path / "log.txt").read_text() == log
+
+
+def test_when_one_checkpoint_of_two_cannot_be_read_this_is_said(pool, backbone, tmp_path, capsys):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 2]
+    main(options(pool, backbone, tmp_path, *given))
+    (tmp_path / "checkpoint.pth").write_bytes((tmp_path / "checkpoint.pth").read_bytes()[:1000])
+    main(options(pool, backbone, tmp_path, *given))
+    printed = capsys.readouterr().out
+    assert "warning: checkpoint" in printed and "best_checkpoint.pth at epoch" in printed
+
+
+def test_a_run_that_starts_over_leaves_nothing_of_the_run_before(pool, backbone, tmp_path, monkeypatch):
+    """A best checkpoint of the run before, further on than the new run, would be taken for its own."""
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 6]
+    main(options(pool, backbone, tmp_path, *given))
+    over = [option for option in options(pool, backbone, tmp_path, *given) if option != "--auto-resume"]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stop here"):
+        patch.setattr("deit.main.evaluate", stop_here)
+        main([*over, "--eval_interval", "3"])
+    assert not (tmp_path / "summary.json").exists() and not (tmp_path / "best_checkpoint.pth").exists()
+    main(options(pool, backbone, tmp_path, *given))
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.txt").read_text().splitlines()] == list(range(6))
+
+
+def stop_here(*args, **kwargs):
+    raise InputError("stop here")
+
+
+def test_weights_that_are_not_finite_are_named(pool, tmp_path):
+    weights = tiny_vit().state_dict()
+    weights["blocks.1.mlp.fc1.bias"][3] = float("nan")
+    torch.save(weights, tmp_path / "broken.pth")
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 2]
+    with pytest.raises(InputError, match="broken.pth holds weights that are not finite: blocks.1.mlp.fc1.bias$"):
+        main(options(pool, tmp_path / "broken.pth", tmp_path / "out", *given))
+
+
+def test_the_moving_average_of_a_short_run_is_said_to_be_its_first_weights_unless_it_is_warmed_up(
+    pool, backbone, tmp_path, capsys
+):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 5, "--lr", 1]
+    distance = {}
+    for name, extra in (("published", []), ("warm", ["--model-ema-warmup"])):
+        main(options(pool, backbone, tmp_path / name, *given, *extra))
+        said = "moving average (test_ema) still holds 100% of its starting weights; --model-ema-warmup" in (
+            capsys.readouterr().out
+        )
+        assert said == (name == "published")
+        saved = read_checkpoint(tmp_path / name / "checkpoint.pth")
+        distance[name] = (saved["model"]["head.weight"] - saved["model_ema"]["head.weight"]).norm()
+    assert distance["warm"] < 0.7 * distance["published"]
