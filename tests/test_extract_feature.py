@@ -182,7 +182,7 @@ def test_an_extraction_killed_at_random_moments_ends_with_the_bytes_of_an_undist
         write_image(tmp_path / "photos" / f"{number:02d}.png", number)
     options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
     moments, kills = random.Random(0), 0
-    imports = "import data_selection.features.extraction; from data_selection.extract_feature import main"
+    imports = "import data_selection.extraction.extraction; from data_selection.extract_feature import main"
     with Nursery(imports) as nursery:
         started = time.monotonic()
         nursery.start(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))
