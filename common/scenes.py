@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
-from common.image_datasets import UNREADABLE, FlatImageFolder, Transform
+from common.image_datasets import FlatImageFolder, Transform
+from common.images import UNREADABLE
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
