@@ -1,5 +1,6 @@
 """Networks are timm's, by any name it knows; a keyword override makes a user's own small ViT as usable as those."""
 
+import argparse
 import difflib
 import re
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ def preprocessing(
     if PUBLISHED_VITS.fullmatch(name) or "mean" not in config:
         return Preprocessing(input_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bicubic")
     return Preprocessing(input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+
+
+def input_size(args: argparse.Namespace) -> int:
+    """Pixels per side of the images that --model, --input-size and --model-kwargs ask for together."""
+    return preprocessing(args.model, args.input_size, args.model_kwargs).input_size
 
 
 def create_network(

@@ -195,9 +195,9 @@ def test_shared_memory_that_cannot_be_had_at_all_is_one_line_with_the_way_out(re
 def test_evaluation_batches_are_kept_in_ordinary_memory_and_hold_no_files_open():
     batches = [[index] for index in range(300)]
     kept = KeptBatches(ImageLoader(numbers(300, 10), batches, 1, workers=2, pin_memory=False), 2**20)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     first = [[part.clone() for part in batch] for batch in kept]
-    assert len(os.listdir("/proc/self/fd")) < before + 50
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 50
     again = list(kept)
     assert not any(part.is_shared() for batch in again for part in batch)
     for batch, same in zip(first, again, strict=True):
@@ -214,8 +214,14 @@ def test_where_output_is_no_terminal_progress_is_lines_and_few(pool, backbone, c
     assert any(re.match(r"finetuning: \d+%, \d+/\d+ \[.*update.*acc1=", line) for line in lines)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to ..."),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you ...")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
 def test_too_little_memory_is_one_line(error, capsys):
     def work():
         raise error
