@@ -1,8 +1,11 @@
 """Features of images, from the command to the file."""
 
+import contextlib
 import os
 import pickle
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 import torchvision
 from conftest import ROOT, TINY_VIT_OPTIONS, launch_two, tiny_vit, write_image
 from PIL import Image
+from test_nothing_lost import Nursery
 
 from common.command_line import run
 from common.errors import InputError
@@ -27,6 +31,7 @@ from data_selection.extract_feature import main
 from data_selection.extraction import extraction
 from data_selection.extraction.backbones import build_backbone, image_features
 
+KILLS = 10
 TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
 
 
@@ -170,6 +175,35 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
         read_features(path)
     assert main([*options, "--resume"]).read_bytes() == whole.read_bytes()
     assert not unfinished(path).exists()
+
+
+def test_an_extraction_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_one(backbone, tmp_path):
+    for number in range(30):
+        write_image(tmp_path / "photos" / f"{number:02d}.png", number)
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
+    moments, kills = random.Random(0), 0
+    imports = "import data_selection.extraction.extraction; from data_selection.extract_feature import main"
+    with Nursery(imports) as nursery:
+        started = time.monotonic()
+        nursery.start(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))
+        assert nursery.exit_code() == 0
+        longest = time.monotonic() - started
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+        while kills < KILLS:
+            child = nursery.start(options)
+            time.sleep(longest * moments.random())
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            code = nursery.exit_code()
+            assert code in (0, -signal.SIGKILL)
+            kills += code == -signal.SIGKILL
+            if code == 0:  # finished before it was killed
+                assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
+                shutil.rmtree(tmp_path / "out")
+        nursery.start(options)
+        assert nursery.exit_code() == 0
+    for name, content in whole.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
 
 
 def computed_rows(path: Path) -> int:

@@ -80,10 +80,13 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Starts runs of main.py that can be killed, one at a time."""
+    """Starts runs of main.py, or of another script whose imports are given, that can be killed, one at a time."""
+
+    def __init__(self, imports: str = "from deit.main import main"):
+        self.program = NURSERY.replace("from deit.main import main", imports)
 
     def __enter__(self) -> "Nursery":
-        command = [sys.executable, "-c", NURSERY]
+        command = [sys.executable, "-c", self.program]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
