@@ -13,8 +13,6 @@ from common.images import UNREADABLE, formats
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
 NAMES_FILES = ("classes.txt", "objectInfo150.txt")  # one name per line; ADE20K's own table
-ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
-SPLITS = {True: "training", False: "validation"}
 GREY_MODES = ("L", "P", "1", "I;16", "I")  # one number per pixel; of a palette image, the index
 
 
@@ -95,12 +93,6 @@ def class_names(root: Path, names_file: Path | None = None, number: int | None =
     if number not in (None, len(lines)):
         raise InputError(f"--num-classes {number}, but {found} names {len(lines)} classes")
     return tuple(lines)
-
-
-def scene_folder(root: Path, train: bool) -> Path:
-    """The images of a split. `root` is the data set, or the folder that ADE20K was unpacked in."""
-    root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
-    return root / "images" / SPLITS[train]
 
 
 def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageFolder:

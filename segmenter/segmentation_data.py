@@ -15,10 +15,11 @@ from torchvision import tv_tensors
 
 from common.command_line import worker_count
 from common.errors import InputError
+from common.files import scene_folder
 from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
-from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images
+from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_images
 from common.subset_file import read_subset_ids
 from common.training_state import checksum
 from segmenter.scene_transforms import eval_transform
