@@ -1,5 +1,6 @@
 """Images whose labels are masks, in ADE20K's layout: <root>/{images,annotations}/{training,validation}, same stems."""
 
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def class_names(root: Path, names_file: Path | None = None, number: int | None =
     if number not in (None, len(lines)):
         raise InputError(f"--num-classes {number}, but {found} names {len(lines)} classes")
     return tuple(lines)
+
+
+def mask_labels(args: argparse.Namespace, root: Path) -> MaskLabels:
+    """What the options say (common.command_line.add_mask_options) of the masks below `root`."""
+    names = class_names(root, Path(args.class_names) if args.class_names else None, args.num_classes)
+    return MaskLabels(names, args.ignore_label, args.reduce_zero_label)
 
 
 def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageFolder:
