@@ -68,7 +68,7 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
 def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
     """Compute the feature file of the pool in `root` that the options describe, or what is missing of it."""
     with launched(args.device) as processes, ExitStack() as held:
-        processes.together(lambda: processes.is_main and held.enter_context(locked(path.parent, path.name)))
+        processes.together(lambda: processes.is_main and held.enter_context(locked(path.parent, path.stem)))
         backbone = build_backbone(
             args.arch,
             args.patch_size if args.arch in VITS else None,
