@@ -9,6 +9,8 @@ from typing import NoReturn
 from common.errors import InputError
 from common.processors import usable_processors
 
+OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose help shows the defaults and whose errors are one line."""
@@ -60,6 +62,10 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(_report(f"error: {str(error).rsplit('InputError: ', 1)[-1]}", 2))
     except OSError as error:
         sys.exit(_report(f"error: {error}", 2))
+    except (MemoryError, RuntimeError) as error:  # torch has an OutOfMemoryError for GPUs, a RuntimeError for the CPU
+        if not any(sign in f"{type(error).__name__} {error}".lower() for sign in OUT_OF_MEMORY):
+            raise
+        sys.exit(_report(f"error: out of memory, use smaller batches: {str(error).split('. ')[0]}", 2))
     except KeyboardInterrupt:
         sys.exit(_report("interrupted", 130))
     sys.exit(0)

@@ -94,5 +94,8 @@ def end_with_parent(worker: int) -> None:
 @atexit.register
 def kill_workers() -> None:
     """Before multiprocessing's own exit, which sends SIGTERM and then waits for ever for workers that ignore it."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
+    for child in children:
         child.kill()

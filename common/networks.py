@@ -51,7 +51,7 @@ def preprocessing(
 
 
 def input_size(args: argparse.Namespace) -> int:
-    """Pixels per side of a trainer's images: --input-size, or else what `preprocessing` says."""
+    """Pixels per side of the images that --model, --input-size and --model-kwargs ask for together."""
     return preprocessing(args.model, args.input_size, args.model_kwargs).input_size
 
 

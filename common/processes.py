@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import InputError
 
@@ -65,6 +66,11 @@ class Processes:
         if error:
             raise error
         return result
+
+    def report(self, message: str) -> None:
+        """Print a line, in one process only, above its progress bars."""
+        if self.is_main:
+            tqdm.write(message)
 
     def barrier(self) -> None:
         if self.size > 1:

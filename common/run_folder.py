@@ -1,17 +1,19 @@
 """The folder of a training run: checkpoints and a log, kept so that nothing is lost, whenever the run is killed."""
 
+import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.files import atomic_file
-from common.training_state import differences, is_own_checkpoint
+from common.processes import Interruption, Processes
+from common.training_state import TrainingState, differences, is_own_checkpoint
 
 CHECKPOINTS = ("checkpoint.pth", "best_checkpoint.pth")
 
@@ -104,6 +106,26 @@ class RunFolder:
     def log(self) -> list[dict[str, Any]]:
         self.finish()
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+
+def stop(
+    folder: RunFolder | None,
+    state: TrainingState,
+    args: argparse.Namespace,
+    run: dict[str, Any],
+    where: str,
+    processes: Processes,
+) -> NoReturn:
+    """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
+    saved = "no --output_dir: nothing was saved"
+    if args.output_dir:
+        saved = f"continue with --auto-resume; saved in {args.output_dir}"
+    if folder:
+        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
+        folder.finish()
+    processes.report(f"stopped by SIGTERM {where}; {saved}")
+    processes.barrier()
+    raise SystemExit(Interruption.EXIT_CODE)
 
 
 def _is_before(line: str, counter: str, start: int) -> bool:

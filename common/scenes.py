@@ -8,7 +8,7 @@ from PIL import Image
 
 from common.errors import InputError
 from common.image_datasets import FlatImageFolder, Transform
-from common.images import UNREADABLE
+from common.images import UNREADABLE, formats
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
@@ -45,7 +45,7 @@ class MaskLabels:
         Raises: InputError for a mask that cannot be read, has several channels, or holds a label of no class.
         """
         try:
-            with Image.open(path) as mask:
+            with Image.open(path, formats=formats()) as mask:
                 mode, values = mask.mode, np.asarray(mask)
         except FileNotFoundError:
             raise InputError(f"mask {path} is not there") from None

@@ -89,7 +89,7 @@ class TrainingState:
         """
         changed = differences(checkpoint.get("run") or _run_of_old(checkpoint["args"]), run)
         if changed:
-            advice = "choose another --output_dir, or the options of that run (only --epochs may grow)"
+            advice = "choose another --output_dir, or the options of that run (only its length may grow)"
             raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
         try:
             self.model.load_state_dict(checkpoint["model"])
@@ -116,7 +116,9 @@ class TrainingState:
         return state
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], growing: tuple[str, ...] = ("epochs",)) -> list[str]:
+def differences(
+    before: dict[str, Any], now: dict[str, Any], growing: tuple[str, ...] = ("epochs", "iterations")
+) -> list[str]:
     """What differs between two runs, of what both know, as "lr was 0.01, is 0.1"; the lengths of a run may grow."""
     now = in_main_memory(now)  # lists for tuples, as in a checkpoint
     return [

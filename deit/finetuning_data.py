@@ -12,12 +12,12 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import MaybeToTensor
 from torch.utils.data import Dataset, Subset
-from torchvision.datasets import ImageFolder, INaturalist
+from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
 from common.files import read_json
-from common.image_datasets import Transform, cifar, class_folders, open_rgb, split_folder
+from common.image_datasets import ClassFolders, Transform, cifar, class_folders, open_rgb, split_folder
 from common.networks import input_size
 from common.subset_file import read_subset_ids
 from common.training_state import checksum
@@ -108,7 +108,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity)
 
 
-def share_classes(train: ImageFolder, val: ImageFolder) -> list[str]:
+def share_classes(train: ClassFolders, val: ClassFolders) -> list[str]:
     """Number the labels of both splits by the classes of both: a class that only one of them has is a class.
 
     Returns: their names. Raises: InputError when the splits have no class in common.
@@ -118,9 +118,8 @@ def share_classes(train: ImageFolder, val: ImageFolder) -> list[str]:
     classes = sorted({*train.classes, *val.classes})
     number = {name: label for label, name in enumerate(classes)}
     for split in (train, val):
-        split.samples = split.imgs = [(path, number[split.classes[label]]) for path, label in split.samples]
-        split.targets = [label for _, label in split.samples]
-        split.classes, split.class_to_idx = classes, number
+        split.samples = [(path, number[split.classes[label]]) for path, label in split.samples]
+        split.classes = classes
     return classes
 
 
@@ -135,15 +134,15 @@ def labels_of(images: Dataset) -> list[int]:
             for category, _ in images.index
         ]
         return [images.target_transform(label) if images.target_transform else label for label in named]
-    return images.targets
+    return images.targets if not isinstance(images, ClassFolders) else [label for _, label in images.samples]
 
 
 def describe_images(images: Dataset) -> str:
     """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
     if isinstance(images, Subset):  # one split of iNaturalist
         names = (f"{row}/{images.dataset.index[row][1]}" for row in images.indices)
-    elif isinstance(images, ImageFolder):
-        names = (path[len(images.root) :] for path, _ in images.samples)
+    elif isinstance(images, ClassFolders):
+        names = (path[len(str(images.root)) :] for path, _ in images.samples)
     else:
         return f"{len(images)} images"
     return f"{len(images)} images, checksum {checksum(map(os.fsencode, names))}"

@@ -13,14 +13,13 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
 # isort: split
 import torch
-from tqdm import tqdm
 
 from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
@@ -28,7 +27,7 @@ from common.errors import InputError
 from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint
+from common.run_folder import RunFolder, newest_checkpoint, stop
 from common.training_state import TrainingState
 from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
@@ -53,7 +52,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     with processes.main_first():
         data = build_datasets(args)
     if data.unlabelled():
-        report(processes, data.unlabelled())
+        processes.report(data.unlabelled())
     model = build_model(args, len(data.classes))
     weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
@@ -64,7 +63,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     )
     if args.eval:
         result = evaluate_now(model)
-        report(processes, f"{len(data.val)} images: {describe(result)}")
+        processes.report(f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
     if args.probe:
         from deit.frozen_probe import probe  # scikit-learn takes a second to load, and finetuning does without it
@@ -76,19 +75,19 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     run = describe_run(args, data, plan, weights, recipe)
     if args.auto_resume:
-        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, partial(report, processes)) or own_checkpoint
+        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     state = build_state(args, model, plan.images_per_update)
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
-        report(processes, f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
+        processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
     else:
         state.epoch = args.start_epoch
     step_schedule_to(state)
     if state.epoch >= args.epochs and not state.last:
         raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    report(processes, f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    report(processes, describe_recipe(args, len(data.train), plan))
+    processes.report(f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
+    processes.report(describe_recipe(args, len(data.train), plan))
 
     epochs = range(state.epoch, args.epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
@@ -109,7 +108,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             lr = state.lr
             stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
             if stopping and state.update < plan.updates:
-                stop(args, run, state, folder, processes)
+                stop(folder, state, args, run, where(state), processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             improved = False
             if (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1:  # (departure) the last one too
@@ -127,7 +126,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
                     folder.save(state.checkpoint(args, run), names)
             if stopping and epoch < args.epochs - 1:
-                stop(args, run, state, folder, processes)
+                stop(folder, state, args, run, where(state), processes)
 
     summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
     if args.confusion_matrix:
@@ -138,7 +137,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             for label, (name, row) in enumerate(zip(data.classes, confusion, strict=True))
         }
     last, best = describe(state.last["test"]), describe(state.best["test"])
-    report(processes, f"last {last}; best {best}, chosen on the test split")
+    processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
         from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
 
@@ -146,41 +145,26 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if args.confusion_matrix:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
-        report(processes, f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
+        processes.report(f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
     return summary
+
+
+def where(state: TrainingState) -> str:
+    return f"in epoch {state.epoch} after update {state.update}"
 
 
 def writes(args: argparse.Namespace, processes: Processes) -> bool:
     return bool(args.output_dir) and processes.is_main
 
 
-def stop(
-    args: argparse.Namespace,
-    run: dict[str, Any],
-    state: TrainingState,
-    folder: RunFolder | None,
-    processes: Processes,
-) -> NoReturn:
-    """Save the state of an interrupted run and exit with a code of its own."""
-    saved = "no --output_dir: nothing was saved"
-    if args.output_dir:
-        saved = f"continue with --auto-resume; saved in {args.output_dir}"
-    if folder:
-        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
-        folder.finish()
-    report(processes, f"stopped by SIGTERM in epoch {state.epoch} after update {state.update}; {saved}")
-    processes.barrier()
-    raise SystemExit(Interruption.EXIT_CODE)
-
-
 def finish_probe(
     args: argparse.Namespace, result: dict[str, Any], data: FinetuningData, processes: Processes
 ) -> dict[str, Any]:
     summary = {"probe": args.probe, "last": {"test": result}, "images": len(data.train)}
-    report(processes, f"{args.probe} readout of the frozen features: {describe(result)}")
+    processes.report(f"{args.probe} readout of the frozen features: {describe(result)}")
     if writes(args, processes):
         write_json(Path(args.output_dir) / "summary.json", summary, indent=2)
-        report(processes, f"wrote {args.output_dir}/summary.json")
+        processes.report(f"wrote {args.output_dir}/summary.json")
     return summary
 
 
@@ -192,11 +176,6 @@ def flat(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     when = f" (epoch {result['epoch']})" if "epoch" in result else ""
     return f"top-1 {result['acc1']:.2f}%, top-5 {result['acc5']:.2f}%{when}"
-
-
-def report(processes: Processes, message: str) -> None:
-    if processes.is_main:
-        tqdm.write(message)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

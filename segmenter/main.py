@@ -10,21 +10,21 @@ curves.png and predictions.png into OUT.
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
+# isort: split
 from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
-from common.files import write_json
+from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder
-from common.training_state import TrainingState
+from common.run_folder import RunFolder, newest_checkpoint, stop
 from common.weight_update import in_parallel, update_weights
 from segmenter.evaluation import SlidingWindow, evaluate
 from segmenter.recipe_options import parse_args
@@ -35,9 +35,8 @@ from segmenter.run_parts import (
     build_recipe,
     build_state,
     build_train_loader,
-    identity,
+    describe_run,
     load_weights,
-    resume,
 )
 from segmenter.segmentation_data import build_data
 
@@ -50,28 +49,30 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     data = build_data(args, processes)
     classes = data.labels.classes
     model = build_model(args, len(classes))
-    own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)
     eval_loader = build_eval_loader(args, data, processes)
     if args.eval:
         result = evaluate(model, eval_loader, len(classes), processes, window)
-        report(processes, f"{len(data.val)} images: {describe(result)}")
+        processes.report(f"{len(data.val)} images: {describe(result)}")
         return {"last": {"test": result}}
 
     sampler, plan = build_plan(args, len(data.train), processes)
     iterations = plan.updates
     state = build_state(args, model, iterations, amp_dtype)
-    run = identity(args, data, iterations)
+    run = describe_run(args, data, iterations, weights)
+    if args.auto_resume:
+        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     if own_checkpoint:
-        resume(state, *own_checkpoint, run)
-        report(processes, f"resumed {own_checkpoint[1]} at iteration {state.update}")
+        state.resume(*own_checkpoint, run)
+        processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
+    state.lr_scheduler.step_update(state.update)
     recipe = build_recipe(args, plan, processes, amp_dtype)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    report(processes, f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
-    report(
-        processes,
+    processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
+    processes.report(
         f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
         f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images",
     )
@@ -79,8 +80,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     stream = BatchStream(sampler, plan, processes.rank, processes.size, range(1), state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = in_parallel(model, processes).train()
-    writes = args.output_dir and processes.is_main
-    folder = RunFolder(Path(args.output_dir), state.update + 1, counter="iteration") if writes else None
+    folder = None
+    if args.output_dir and processes.is_main:
+        folder = RunFolder(Path(args.output_dir), state.update + 1, fresh=not own_checkpoint, counter="iteration")
     progress = progress_bar(
         total=iterations, initial=state.update, desc="finetuning", unit="it", disable=not processes.is_main
     )
@@ -109,7 +111,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
                 names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
                 folder.save(state.checkpoint(args, run), names)
             if stopping and not finished:
-                stop(args, state, run, folder, processes)
+                stop(folder, state, args, run, f"after iteration {state.update}", processes)
 
     per_class = dict(zip(classes, state.last["test"]["iou"], strict=True))
     summary = {
@@ -120,34 +122,15 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         "per_class_iou": per_class,
     }
     last, best = describe(state.last["test"]), describe(state.best["test"])
-    report(processes, f"last {last}; best {best}, chosen on the validation split")
+    processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder:
         from segmenter.run_plots import plot_predictions, plot_segmentation_curves  # matplotlib takes a second to load
 
         plot_segmentation_curves(folder.log(), folder.path / "curves.png")
         plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
         write_json(folder.path / "summary.json", summary, indent=2)
-        report(processes, f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
+        processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
     return summary
-
-
-def stop(
-    args: argparse.Namespace,
-    state: TrainingState,
-    run: dict[str, Any],
-    folder: RunFolder | None,
-    processes: Processes,
-) -> NoReturn:
-    """Save the state of an interrupted run and exit with a code of its own."""
-    saved = "no --output_dir: nothing was saved"
-    if args.output_dir:
-        saved = f"continue with --auto-resume; saved in {args.output_dir}"
-    if folder:
-        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
-        folder.finish()
-    report(processes, f"stopped by SIGTERM after iteration {state.update}; {saved}")
-    processes.barrier()
-    raise SystemExit(Interruption.EXIT_CODE)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -158,15 +141,12 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def report(processes: Processes, message: str) -> None:
-    if processes.is_main:
-        tqdm.write(message)
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best results, as in summary.json."""
     args = parse_args(argv)
-    with launched(args.device, args.dist_url) as processes:
+    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
+        if args.output_dir and not args.eval:
+            processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
         return finetune(args, processes)
 
 

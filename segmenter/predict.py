@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.checkpoints import fetch_checkpoint
 from common.command_line import ArgumentParser, number

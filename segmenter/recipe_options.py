@@ -19,6 +19,11 @@ PROBE_DEFAULTS = {
     "min_lr": 0.0,
     "warmup": 0.0375,
 }
+# Options that change no result, and those whose meaning is described otherwise (run_parts.describe_run).
+NO_INFLUENCE = (
+    "auto_resume", "device", "dist_url", "eval", "eval_interval", "log_interval", "num_workers", "output_dir",
+    "save_interval", "class_names", "data_path", "num_classes", "resume", "subset_ids",
+)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -2,11 +2,9 @@
 
 import argparse
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -21,20 +19,13 @@ from common.checkpoints import fetch_checkpoint, load_pretrained, network_weight
 from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
-from common.run_folder import newest_checkpoint
 from common.scenes import IGNORED
-from common.training_state import TrainingState, is_own_checkpoint
+from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
 from common.weight_update import Recipe
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
-from segmenter.recipe_options import PASSES
+from segmenter.recipe_options import NO_INFLUENCE, PASSES
 from segmenter.scene_transforms import train_transform
 from segmenter.segmentation_data import SegmentationData
-
-# Options that change no result, and those that say more in other words (identity).
-NO_INFLUENCE = (
-    "device", "num_workers", "dist_url", "output_dir", "auto_resume", "resume", "eval", "log_interval", "eval_interval",
-    "save_interval", "data_path", "subset_ids", "class_names", "num_classes",
-)  # fmt: skip
 
 
 class EndlessShuffle(Sampler[int]):
@@ -80,23 +71,24 @@ def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
     return PixelClassifier(encoder, decoder, frozen)
 
 
-def load_weights(args: argparse.Namespace, model: PixelClassifier) -> tuple[dict[str, Any], str] | None:
+def load_weights(
+    args: argparse.Namespace, model: PixelClassifier
+) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
     """Load --resume into the encoder, or with --eval into the model.
 
-    Returns: the run's own checkpoint to go on from, and its source; None where training starts.
+    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     """
-    if args.auto_resume and (own := newest_checkpoint(Path(args.output_dir))):
-        return own
     if not args.resume:
-        return None
+        return "none", None
     checkpoint = fetch_checkpoint(args.resume)
     if args.eval:
         load_trained(model, checkpoint, args.resume)
-    elif is_own_checkpoint(checkpoint) and not args.probe:
-        return checkpoint, args.resume
-    else:
-        load_pretrained(model.encoder, network_weights(checkpoint, args.resume), args.resume)
-    return None
+        return None, None
+    if is_own_checkpoint(checkpoint) and "classes" in checkpoint.get("run", {}):
+        return checkpoint["run"].get("weights"), (checkpoint, args.resume)
+    weights = network_weights(checkpoint, args.resume)
+    load_pretrained(model.encoder, weights, args.resume)
+    return weights_checksum(weights), None
 
 
 def load_trained(model: PixelClassifier, checkpoint: dict[str, Any], source: str) -> None:
@@ -133,29 +125,13 @@ def build_state(
     return TrainingState(model, optimizer, lr_scheduler, scaler, metric="miou")
 
 
-def identity(args: argparse.Namespace, data: SegmentationData, iterations: int) -> dict[str, Any]:
-    """What the numbers of a run depend on."""
+def describe_run(
+    args: argparse.Namespace, data: SegmentationData, iterations: int, weights: str | None
+) -> dict[str, Any]:
+    """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
-    return {
-        **options,
-        "iterations": iterations,
-        "classes": list(data.labels.classes),
-        "training images": listing(data.train.paths),
-        "validation images": listing(data.val.paths),
-    }
-
-
-def listing(paths: list[Path]) -> str:
-    return f"{len(paths)}, names {crc32(os.fsencode('/'.join(path.name for path in paths))):08x}"
-
-
-def resume(state: TrainingState, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
-    """Take up an own checkpoint. Raises InputError, with what differs, when it is of another run."""
-    before = checkpoint["run"]
-    differing = [f"{key} was {before.get(key)}, is {now}" for key, now in run.items() if before.get(key) != now]
-    if differing:
-        raise InputError(f"checkpoint {source} is of another run: {'; '.join(differing)}")
-    state.resume(checkpoint, source)
+    known = {} if weights is None else {"weights": weights}
+    return {**options, **known, **data.identity, "iterations": iterations, "classes": list(data.labels.classes)}
 
 
 def build_recipe(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from common.files import atomic_file
-from common.image_datasets import open_rgb
+from common.images import open_rgb
 from common.run_plots import plot_curves, save_figure
 from common.scenes import IGNORED
 from segmenter.evaluation import SlidingWindow

@@ -1,6 +1,7 @@
 """The scenes to train on and to evaluate on, all checked before the work begins."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torchvision import tv_tensors
 
 from common.command_line import worker_count
 from common.errors import InputError
-from common.image_datasets import open_rgb
+from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
 from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images
 from common.subset_file import read_subset_ids
+from common.training_state import checksum
 from segmenter.scene_transforms import eval_transform
 
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
@@ -29,12 +31,16 @@ class SegmentationData:
     """What to train and to evaluate on.
 
     train: the chosen images of the training split, or all of them. val: the whole validation split, resized; its masks
-    are in their own resolution.
+    are in their own resolution. identity: which images these are, in words that are compared when a run is resumed.
     """
 
     train: "Scenes"
     val: "Scenes"
     labels: MaskLabels
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"train_images": self.train.listing, "val_images": self.val.listing}
 
 
 class Scenes(Dataset):
@@ -45,6 +51,11 @@ class Scenes(Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def listing(self) -> str:
+        names = (os.fsencode(path.name) for path in self.paths)
+        return f"{len(self)} images, checksum {checksum(names)}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         path = self.paths[index]
@@ -80,7 +91,7 @@ def check_stems(images: Sequence[Path]) -> None:
             raise InputError(f"images {by_stem[image.stem]} and {image} would have the same mask: rename one")
         by_stem[image.stem] = image
     masks = mask_of(images[0]).parent
-    for mask in sorted(masks.glob("*.png")) if masks.is_dir() else ():
+    for mask in sorted(masks.glob("[!.]*.png")) if masks.is_dir() else ():
         if mask.stem not in by_stem:
             raise InputError(f"mask {mask} belongs to no image in {images[0].parent}: the names must match")
 

@@ -105,20 +105,8 @@ def test_the_classes_are_those_of_both_splits_and_one_that_nobody_labelled_is_sa
         write_image(tmp_path / "val" / "bat" / f"{number}.png", number)
     write_image(tmp_path / "train" / "dog" / "1.png", 1)
     (tmp_path / "s.json").write_text("[0, 1, 4, 5, 6]")  # no bee
-    data = build_datasets(
-        parse_args(
-            [
-                "--data-set",
-                "IMNETSUBSET",
-                "--data-path",
-                str(tmp_path),
-                "--input-size",
-                "32",
-                "--subset_ids",
-                str(tmp_path / "s.json"),
-            ]
-        )
-    )
+    given = ["--data-set", "IMNETSUBSET", "--data-path", tmp_path, "--subset_ids", tmp_path / "s.json"]
+    data = build_datasets(parse_args(list(map(str, [*given, "--input-size", 32]))))
     assert data.classes == ["ant", "bat", "bee", "cat", "dog"]
     assert [data.train[index][1] for index in range(5)] == [0, 0, 3, 3, 4]
     assert [data.val[index][1] for index in range(5)] == [0, 1, 1, 2, 3]

@@ -227,12 +227,21 @@ def test_resuming_another_run_is_refused_with_what_differs(scenes, backbone, tmp
     subset.write_text("[0, 3, 7]")
     for changed, message in (
         (["--lr", 0.02], "lr was 0.001, is 0.02"),
-        (["--subset_ids", subset], "training images was 12, .* is 3, "),
-        (["--iterations", 9], "iterations was 6, is 9"),
+        (["--subset_ids", subset], "train_images was 12 images, .* is 3 images, "),
+        (["--iterations", 5], "iterations was 6, is 5"),
+        (["--decoder", "linear"], "decoder was mask_transformer, is linear"),
         (["--seed", 5], "seed was 0, is 5"),
     ):
         with pytest.raises(InputError, match=message):
             main(options(scenes, backbone, "--auto-resume", "--output_dir", tmp_path, *changed))
+
+
+def test_a_longer_run_goes_on_on_the_longer_schedule(scenes, backbone, tmp_path):
+    main(options(scenes, backbone, "--output_dir", tmp_path))
+    main(options(scenes, backbone, "--auto-resume", "--iterations", 12, "--output_dir", tmp_path))
+    log = log_of(tmp_path)
+    assert [entry["iteration"] for entry in log] == [2, 4, 6, 8, 10, 12]
+    assert log[3]["train_lr"] == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 - 7 / 12) ** 0.9)
 
 
 @pytest.mark.parametrize(

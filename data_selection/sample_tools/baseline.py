@@ -18,8 +18,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run
@@ -75,7 +73,7 @@ def select_indices(args: argparse.Namespace, pool: Pool, k: int) -> list[int]:
 def classes_labelled(feature_path: str) -> int:
     """How many classes the labels of a feature file have. Raises InputError when it has no labels."""
     _, labels = read_features(feature_path)
-    classes = len(np.unique(labels[labels >= 0]))
+    classes = len({*labels[labels >= 0].tolist()})
     if classes < 2:
         raise InputError(
             f"--num_classes is needed: the labels of {feature_path} do not tell how many classes there are"
