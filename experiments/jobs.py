@@ -28,6 +28,7 @@ from tqdm import tqdm
 from common.command_line import run
 from common.errors import InputError
 from common.files import make_output_dir, read_json, write_json
+from common.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the scripts import; nothing of it touches a GPU.
@@ -122,7 +123,8 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     again = f", {stale} of them again, with other options" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
     running: dict[Future, tuple[Job, ProcessPoolExecutor]] = {}
-    with tqdm(total=len(jobs), initial=len(finished), unit="cmd", smoothing=0) as bar, workers(slots, running) as free:
+    bar = progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0)
+    with bar, workers(slots, running) as free:
         while waiting or running:
             while free and (job := next_of(waiting, finished)):
                 waiting.remove(job)

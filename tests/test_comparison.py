@@ -16,7 +16,7 @@ from scipy.stats import ttest_ind
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
-from experiments.comparison import Cell, Comparison, Result, labelled_features
+from experiments.cells import Cell, Comparison, Result, labelled_features
 from experiments.jobs import Job, is_finished, note, prepare, run_jobs
 from experiments.paper_table import main, parse_args
 from experiments.plots import plot_accuracies
