@@ -140,6 +140,10 @@ def test_accuracies_are_grouped_by_readout_and_ascending_budget():
         ("CIFAR100", "finetuned", "TA-VAAL", 2, (34.7, 0.7)),
         ("ImageNet", "finetuned", "fds", 1, (26.7, 0.6)),
         ("ImageNet", "finetuned", "activeft", 5, (65.3, 0.1)),
+        ("ADE20K", "finetuned", "random", 10, (20.27, 1.68)),
+        ("ADE20K", "finetuned", "kmeans", 5, (13.62, None)),
+        ("ADE20K", "finetuned", "coreset", 5, None),
+        ("ADE20K", "finetuned", "BiLAF", 15, (25.71, None)),
         ("CIFAR10", "finetuned", "coreset", 0.5, None),
         ("CIFAR10", "linear", "activeft", 0.5, (87.8, None)),
         ("CIFAR10", "finetuned", "herding", 1, None),
@@ -188,6 +192,33 @@ def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, cap
     )
     assert lines[4].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
     assert len(lines) == 6 and not out.exists()
+
+
+def test_ade20k_is_finetuned_and_probed_by_the_segmenter():
+    lines = commands("--dataset", "ADE20K", "--methods", "activeft", "--percents", "5", "--seeds", "0",
+                     "--readouts", "finetuned", "linear", "--finetuning_options=--iterations 100")  # fmt: skip
+    assert len(lines) == 4
+    assert lines[0].startswith("(cd data_selection && python extract_feature.py --dataset ADE20K")
+    assert "features/ADE20K_train.npy --percent 5" in lines[1]
+    assert lines[2].startswith(
+        "(cd segmenter && python main.py --data-path ../data_selection/data/ADEChallengeData2016 "
+    )
+    assert lines[2].endswith("--auto-resume --batch-size 8 --iterations 100)")
+    assert lines[3].endswith("--iterations 100 --probe linear)") and "/linear " in lines[3]
+
+
+def test_a_folder_in_ade20ks_layout_has_a_table_of_its_own_name_without_published_numbers():
+    _, protocol = parse_args(["--dataset", "ADE20K", "--data_path", "/pools/streets"])
+    assert protocol.pool == "streets" and protocol.output_dir.name == "streets"
+    assert protocol.feature_file("train") == "streets_train.npy"
+    assert published_accuracy(protocol.pool, "finetuned", "activeft", 5) is None
+
+
+def test_options_that_the_segmenter_does_not_take_are_refused_at_once():
+    with pytest.raises(InputError, match="unrecognized arguments: --epochs 3"):
+        parse_args(["--dataset", "ADE20K", "--finetuning_options=--epochs 3"])
+    with pytest.raises(InputError, match="--readouts knn is of images with one label each"):
+        parse_args(["--dataset", "ADE20K", "--readouts", "knn"])
 
 
 def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_seeds():
