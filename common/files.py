@@ -67,12 +67,12 @@ def read_json(path: Path, what: str) -> Any:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone. Raises InputError when another process holds it.
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """Hold a folder, or one file in it, for this process alone. Raises InputError when another process holds it.
 
     The lock goes with its process, however that ends, and is not inherited by worker processes (a POSIX record lock).
     """
-    with (folder / ".lock").open("a+") as file:
+    with (folder / f".{name}.lock" if name else folder / ".lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -80,7 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise InputError(
-                    f"{folder} is in use by {owner}: wait for it, or choose another --output_dir"
+                    f"{folder / name} is in use by {owner}: wait for it, or choose another --output_dir"
                 ) from None
             # a file system without locks: nothing can be known
         file.truncate(0)
