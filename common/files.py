@@ -32,6 +32,8 @@ FILE_KINDS = {
     b"[": "a JSON file",
 }
 
+ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -65,12 +67,12 @@ def read_json(path: Path, what: str) -> Any:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone. Raises InputError when another process holds it.
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """Hold a folder, or one file in it, for this process alone. Raises InputError when another process holds it.
 
     The lock goes with its process, however that ends, and is not inherited by worker processes (a POSIX record lock).
     """
-    with (folder / ".lock").open("a+") as file:
+    with (folder / f".{name}.lock" if name else folder / ".lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -78,7 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise InputError(
-                    f"{folder} is in use by {owner}: wait for it, or choose another --output_dir"
+                    f"{folder / name} is in use by {owner}: wait for it, or choose another --output_dir"
                 ) from None
             # a file system without locks: nothing can be known
         file.truncate(0)
@@ -123,3 +125,9 @@ def split_folder(root: Path, train: bool) -> Path:
     """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
     names = ("train",) if train else ("val", "test")
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+
+
+def scene_folder(root: Path, train: bool) -> Path:
+    """The images of one split in ADE20K's layout. `root` is the data set, or the folder that ADE20K was unpacked in."""
+    root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
+    return root / "images" / ("training" if train else "validation")

@@ -11,6 +11,7 @@ images of smallest margin, as a CSV to be labelled next.
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.feature_file import FeatureFile
-from common.files import make_output_dir
+from common.files import locked, make_output_dir
 from common.image_datasets import ImagesOrBlack, any_images
 from common.image_list import labelled_images, some, write_image_list
 from common.image_loader import ImageLoader
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> Path:
     output = Path(args.output)
     if args.labels and not args.least_certain:
         raise InputError("--labels goes with --least_certain: what is labelled already is left out of that")
-    with launched(args.device) as processes:
+    with launched(args.device) as processes, ExitStack() as held:
         labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
         model, options, run = read_model(args.checkpoint)
         size = input_size(options)
@@ -167,9 +168,8 @@ def main(argv: list[str] | None = None) -> Path:
         }
         stamps = pool_images(root, images.samples) if processes.is_main and hasattr(images, "samples") else None
         file = FeatureFile(make_output_dir(output.parent) / output.name, len(images), 4, settings, stamps)
-        if processes.is_main:
-            file.prepare(args.resume)
-        processes.barrier()
+        processes.together(lambda: processes.is_main and held.enter_context(locked(output.parent, output.name)))
+        processes.together(lambda: processes.is_main and file.prepare(args.resume))
         file.open()
         predict(model, run, images, file, args, size, processes)
         processes.barrier()  # all rows are written

@@ -399,7 +399,7 @@ def test_predictions_are_those_of_the_model_with_nothing_but_its_checkpoint(phot
     assert list(rows[0]) == ["path", "label", "probability", "second", "margin"]
     assert sorted(row["path"] for row in rows) == sorted(map(image_path, range(N)))
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    snippet = readme.partition("```python\nimport timm, torch\n")[2].partition("```")[0]
+    snippet = next(part for part in readme.split("```")[1::2] if "load_state_dict" in part).removeprefix("python\n")
     names: dict = {"timm": __import__("timm"), "torch": torch}
     exec(snippet.replace("OUT/", f"{trained}/"), names)
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -411,7 +411,7 @@ def test_predictions_are_those_of_the_model_with_nothing_but_its_checkpoint(phot
         pil_to_tensor(open_rgb(photos / rows[3]["path"])) / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     )
     values, order = names["model"].eval()(pixels[None]).softmax(1)[0].topk(2)
-    assert [names["classes"][index] for index in order] == [rows[3]["label"], rows[3]["second"]]
+    assert [names["run"]["run"]["classes"][index] for index in order] == [rows[3]["label"], rows[3]["second"]]
     assert float(rows[3]["probability"]) == pytest.approx(values[0].item(), abs=1e-3)
     assert float(rows[3]["margin"]) == pytest.approx((values[0] - values[1]).item(), abs=1e-3)
 

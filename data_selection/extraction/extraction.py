@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,18 @@ from zlib import crc32
 
 import torch
 import torchvision.transforms as T
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
-from tqdm import tqdm
 
-from common.command_line import worker_count
 from common.errors import InputError
 from common.feature_file import FeatureFile, description_file, in_words
-from common.files import atomic_file, write_json
+from common.files import atomic_file, locked, write_json
 from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_folder, image_list, image_tree
+from common.image_loader import ImageLoader
 from common.images import open_rgb
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
 from common.processes import Processes, autocast, launched
+from common.progress import progress_bar
 from common.scenes import scene_images
 from data_selection.extraction.backbones import VITS, Backbone, build_backbone
 
@@ -65,7 +66,8 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
 
 def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
     """Compute the feature file of the pool in `root` that the options describe, or what is missing of it."""
-    with launched(args.device) as processes:
+    with launched(args.device) as processes, ExitStack() as held:
+        processes.together(lambda: processes.is_main and held.enter_context(locked(path.parent, path.stem)))
         backbone = build_backbone(
             args.arch,
             args.patch_size if args.arch in VITS else None,
@@ -86,8 +88,7 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
-            file.prepare(args.resume)
-        processes.barrier()
+        processes.together(lambda: processes.is_main and file.prepare(args.resume))
         file.open()
         amp = amp_dtype(args.amp, processes)
         extract(backbone, pool, file, processes, args.batch_size_per_gpu, args.num_workers, amp)
@@ -150,13 +151,11 @@ def extract(
     processes.barrier()  # all have seen what is missing before anyone fills it in
     blocks = blocks[processes.part(len(blocks))]
     device, prepared = processes.device, backbone.preprocessing
-    loader = DataLoader(
-        ImagesOrBlack(pool, prepared.input_size), batch_sampler=blocks, num_workers=worker_count(num_workers),
-        pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    images = ImagesOrBlack(pool, prepared.input_size)
+    loader = ImageLoader(images, blocks, batch_size, num_workers, pin_memory=device.type == "cuda")
     backbone.network.to(device)
     mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (prepared.mean, prepared.std))
-    with tqdm(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
+    with progress_bar(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
         for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
             parts = []
             for part in images.split(CPU_PASS if device.type == "cpu" else len(images)):
@@ -164,7 +163,7 @@ def extract(
                 with autocast(device, amp):
                     parts.append(backbone.features(pixels).float())
             features = torch.cat(parts).cpu()
-            finite = features.isfinite().all(dim=1)
+            finite = features.isfinite().all(dim=1) | ~readable
             if not finite.all():
                 bad = rows[int(finite.int().argmin())]
                 raise InputError(f"image {bad} of the pool has features that are not finite: try --amp off")

@@ -67,6 +67,7 @@ function drawMethod() {
 
 drawHead();
 drawTable();
+drawPixels();
 drawTabs();
 drawMethod();
 show(0);
