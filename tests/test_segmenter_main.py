@@ -285,8 +285,8 @@ def test_photos_are_predicted_upright(scenes, backbone, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (40, 60)).save(tmp_path / "photos" / "a.jpg", exif=exif)
-    segmenter.predict.main(["--checkpoint", str(tmp_path / "out/checkpoint.pth"), "--data_path", str(tmp_path / "photos"),
-                            "--output", str(tmp_path / "masks"), "--device", "cpu"])  # fmt: skip
+    where = ["--data_path", str(tmp_path / "photos"), "--output", str(tmp_path / "masks")]
+    segmenter.predict.main(["--checkpoint", str(tmp_path / "out/checkpoint.pth"), *where, "--device", "cpu"])
     assert Image.open(tmp_path / "masks/labels/a.png").size == (60, 40)
 
 
