@@ -35,14 +35,10 @@ from common.processes import Processes, pick_device
 from data_selection.extract_feature import build_network, build_pool, extract, parse_args
 
 
-def write_images(folder: Path, count: int) -> None:
-    """JPEGs of smooth noise, 320x240, which decode at the speed of photographs of that size."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(
-            folder / f"{number:05d}.jpg", quality=90
-        )
+def write_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """A JPEG of smooth noise, which decodes at the speed of a photograph of that size."""
+    coarse = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 @torch.inference_mode()
@@ -75,7 +71,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, weights = Path(folder) / "images", Path(folder) / "weights.pth"
         images.mkdir()
-        write_images(images, chosen.images)
+        rng = np.random.default_rng(0)
+        for index in range(chosen.images):
+            write_photo(images / f"{index:05d}.jpg", (320, 240), rng)
         torch.save(timm.create_model(f"{chosen.arch}_patch16_224", num_classes=0).state_dict(), weights)
         common = ["--dataset", "Folder", "--data_path", str(images), "--arch", chosen.arch, "--device", chosen.device]
         variants = {"plain loop, float32, 128": None}

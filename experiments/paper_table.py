@@ -33,7 +33,7 @@ from common.command_line import ArgumentParser, number, run, seed_number, worker
 from common.errors import InputError
 from common.files import ADE20K, atomic_file, make_output_dir, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
-from experiments.comparison import Comparison, Result
+from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
 from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
 from experiments.table import columns_of, markdown

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import ttest_ind_from_stats
 
-from experiments.comparison import Result
+from experiments.cells import Result
 from experiments.protocols import METHODS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, READOUTS, REPORTED, published_accuracy
 
 LEVEL = 0.05
