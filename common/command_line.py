@@ -50,6 +50,20 @@ def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """How the labels of masks name classes: what common.scenes.mask_labels reads."""
+    add = parser.add_argument
+    add("--class-names", default="", help="file with one per line; default: the data's classes.txt, objectInfo150.txt")
+    add("--num-classes", type=number(int, 1, 2**15 - 1), help="where no file names them")
+    add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="a label of the masks that counts as none")
+    add(
+        "--reduce-zero-label",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="label 0 counts as none, and 1 is the first class",
+    )
+
+
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a command's main function and exit: 0, 130 when interrupted, 2 after an InputError (one line on stderr).
 

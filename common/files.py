@@ -32,6 +32,8 @@ FILE_KINDS = {
     b"[": "a JSON file",
 }
 
+ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -123,3 +125,9 @@ def split_folder(root: Path, train: bool) -> Path:
     """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
     names = ("train",) if train else ("val", "test")
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+
+
+def scene_folder(root: Path, train: bool) -> Path:
+    """The images of one split in ADE20K's layout. `root` is the data set, or the folder that ADE20K was unpacked in."""
+    root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
+    return root / "images" / ("training" if train else "validation")

@@ -1,5 +1,6 @@
 """Images whose labels are masks, in ADE20K's layout: <root>/{images,annotations}/{training,validation}, same stems."""
 
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,6 @@ from common.images import UNREADABLE, formats
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
 NAMES_FILES = ("classes.txt", "objectInfo150.txt")  # one name per line; ADE20K's own table
-ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
-SPLITS = {True: "training", False: "validation"}
 GREY_MODES = ("L", "P", "1", "I;16", "I")  # one number per pixel; of a palette image, the index
 
 
@@ -97,10 +96,10 @@ def class_names(root: Path, names_file: Path | None = None, number: int | None =
     return tuple(lines)
 
 
-def scene_folder(root: Path, train: bool) -> Path:
-    """The images of a split. `root` is the data set, or the folder that ADE20K was unpacked in."""
-    root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
-    return root / "images" / SPLITS[train]
+def mask_labels(args: argparse.Namespace, root: Path) -> MaskLabels:
+    """What the options say (common.command_line.add_mask_options) of the masks below `root`."""
+    names = class_names(root, Path(args.class_names) if args.class_names else None, args.num_classes)
+    return MaskLabels(names, args.ignore_label, args.reduce_zero_label)
 
 
 def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageFolder:

@@ -123,8 +123,8 @@ def differences(
     now = in_main_memory(now)  # lists for tuples, as in a checkpoint
     return [
         f"{name} was {before[name]}, is {now[name]}"
-        for name in now.keys() & before.keys()
-        if before[name] != now[name] and not (name in growing and before[name] < now[name])
+        for name in now
+        if name in before and before[name] != now[name] and not (name in growing and before[name] < now[name])
     ]
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import InputError
 from common.processes import Processes, autocast
 from common.progress import progress_bar
-from common.readouts import linear_readout, weighted_neighbours
+from common.readouts import fit_readout, top_accuracies
 from common.weight_update import to_network
 from deit.finetuning_data import FinetuningData
 
@@ -34,11 +34,7 @@ def probe(
     val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
     if len(set(labels.tolist())) < 2:
         raise InputError(f"--probe {kind} needs images of at least two classes, and all {len(labels)} are of one")
-    readout = linear_readout() if kind == "linear" else weighted_neighbours(len(labels), len(data.classes))
-    probabilities = readout.fit(train, labels).predict_proba(val)  # (n, classes in the subset)
-    ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
-    hits = ranked == val_labels[:, None]
-    return {"acc1": 100 * hits[:, 0].mean().item(), "acc5": 100 * hits.any(axis=1).mean().item()}
+    return top_accuracies(fit_readout(kind, train, labels, len(data.classes)), val, val_labels)
 
 
 @torch.inference_mode()

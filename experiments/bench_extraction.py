@@ -42,14 +42,10 @@ from data_selection.extraction.extraction import amp_dtype, build_pool, extract
 KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}
 
 
-def write_images(folder: Path, count: int, width: int, height: int, suffix: str) -> None:
-    """Smooth noise, which decodes at the speed of photographs of that size."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for number in range(count):
-        coarse = rng.integers(0, 256, (max(4, height // 8), max(4, width // 8), 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        image.save(folder / f"{number:05d}.{suffix}", quality=90)
+def write_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """An image of smooth noise, which decodes at the speed of a photograph of that size."""
+    coarse = rng.integers(0, 256, (max(4, size[1] // 8), max(4, size[0] // 8), 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 @torch.inference_mode()
@@ -92,7 +88,10 @@ def main() -> None:
         for kind, (width, height, suffix) in KINDS.items():
             root = Path(folder, kind)
             count = chosen.images // (4 if width * height > 10**7 else 1)
-            write_images(root / "class", count, width, height, suffix)
+            (root / "class").mkdir(parents=True)
+            rng = np.random.default_rng(0)
+            for number in range(count):
+                write_photo(root / "class" / f"{number:05d}.{suffix}", (width, height), rng)
             args = parse_args(["--dataset", "Folder", "--data_path", str(root)])
             pool = build_pool(args, root, 224, "bicubic")
             steps = [T.Resize((224, 224), T.InterpolationMode.BICUBIC), T.ToTensor()]

@@ -5,10 +5,11 @@
     python experiments/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
     python experiments/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
     python experiments/paper_table.py --dataset Folder --data_path ~/birds      # ~/birds/{train,val}/<class>/*
+    python experiments/paper_table.py --dataset ADE20K                          # segmentation: mean IoU
 
 runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
-with its commands) and accuracy.png; for CIFAR and ImageNet the table shows the published numbers beside the measured
-ones. --dry_run prints the commands alone. On the digits, ActiveFT's 2% should come to about 77% finetuned.
+with its commands) and accuracy.png; for CIFAR, ImageNet and ADE20K the table shows the published numbers beside the
+measured ones. --dry_run prints the commands alone. On the digits, ActiveFT's 2% should come to about 77% finetuned.
 
 Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command goes on where it was: what is
 finished is not run again, a finetuning is resumed from its checkpoint. What was made with other options is made again.
@@ -30,12 +31,13 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, number, run, seed_number, worker_count
 from common.errors import InputError
-from common.files import atomic_file, make_output_dir, write_json
+from common.files import ADE20K, atomic_file, make_output_dir, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
-from experiments.comparison import Comparison, Result
+from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
 from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
 from experiments.table import columns_of, markdown
+from segmenter.recipe_options import parse_args as parse_segmentation_options
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
@@ -47,7 +49,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool")
     add("--seeds", nargs="+", type=seed_number)
     add("--readouts", nargs="+", choices=READOUTS)
-    add("--data_path", type=Path, help="where CIFAR is downloaded to and ImageNet/ lies; with Folder, the folder")
+    add(
+        "--data_path",
+        type=Path,
+        help="where CIFAR is downloaded to and ImageNet/ lies; with Folder or ADE20K, the folder",
+    )
     add("--output_dir", type=Path)
     add("--arch", help="any timm name, of --pretrained_weights; DINO's ViT-S/16 when not given")
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
@@ -55,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add(
         "--finetuning_options",
         default="",
-        help='more options of deit/main.py, as in --finetuning_options="--epochs 300"',
+        help='more options of main.py, as in --finetuning_options="--epochs 300"',
     )
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
@@ -81,24 +87,30 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
                 f"--dataset Folder needs --data_path with train/<class>/* and val/<class>/*, not {args.data_path}"
             )
         changes["output_dir"] = OUTPUT / args.data_path.resolve().name
+    if args.dataset == "ADE20K":
+        if "knn" in changes.get("readouts", ()):
+            raise InputError("--readouts knn is of images with one label each: for segmentation, finetuned and linear")
+        if args.data_path and args.data_path.name != ADE20K:
+            changes["output_dir"] = OUTPUT / args.data_path.resolve().name
     changes |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
     if args.arch:
         changes |= {"arch": args.arch, "model": args.arch}
     if args.model_kwargs:
         changes["model_kwargs"] = shlex.join(args.model_kwargs)
     if args.finetuning_options:
-        check_finetuning_options(args.finetuning_options)
+        check_finetuning_options(args.finetuning_options, protocol.trainer)
         changes["finetuning"] = f"{protocol.finetuning} {args.finetuning_options}"
     return replace(protocol, **changes)
 
 
-def check_finetuning_options(options: str) -> None:
-    """Raises InputError now, not after features and subsets, for what deit/main.py would not take."""
+def check_finetuning_options(options: str, trainer: str) -> None:
+    """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take."""
     try:
         words = shlex.split(options)
     except ValueError as error:
         raise InputError(f"--finetuning_options {options!r} cannot be split into words: {error}") from None
-    parse_finetuning_options(words)
+    parse_options = {"deit": parse_finetuning_options, "segmenter": parse_segmentation_options}[trainer]
+    parse_options(words)
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
@@ -116,16 +128,17 @@ def visible_gpus() -> list[str]:
     return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
 
 
-def write_table(dataset: str, protocol: Protocol, results: list[Result]) -> None:
+def write_table(protocol: Protocol, results: list[Result]) -> None:
     """Print the table, and write it as text, as numbers and as a picture."""
     output_dir = make_output_dir(protocol.output_dir)
-    table = markdown(dataset, results, len(protocol.seeds), protocol.finetuning)
+    table = markdown(protocol.pool, results, len(protocol.seeds), protocol.finetuning, protocol.score)
     print(f"\n{table}")
     with atomic_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)
     records = [asdict(result) for result in results]
-    write_json(output_dir / "table.json", [{**record.pop("cell"), **record} for record in records], indent=1)
-    plot_accuracies(dataset, columns_of(results), output_dir / "accuracy.png")
+    table_json = [{**record.pop("cell"), protocol.metric: record.pop("score"), **record} for record in records]
+    write_json(output_dir / "table.json", table_json, indent=1)
+    plot_accuracies(protocol.pool, columns_of(results), output_dir / "accuracy.png", protocol.score)
     print(f"wrote table.md, table.json and accuracy.png to {output_dir}")
 
 
@@ -140,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         comparison.run(slots_for(protocol, args.jobs))
     finally:  # a table of what there is, when it is stopped
         if results := comparison.results():
-            write_table(args.dataset, protocol, results)
+            write_table(protocol, results)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ NUDGE = 0.012  # between the error bars of two methods at one budget, as a share
 IMAGES_PER_ROW = 14
 
 
-def plot_accuracies(dataset: str, tables: dict[str, dict[float, Column]], picture: Path) -> Path:
+def plot_accuracies(
+    dataset: str, tables: dict[str, dict[float, Column]], picture: Path, score: str = "top-1 accuracy"
+) -> Path:
     """One panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
     figure, axes = plt.subplots(
         1, len(tables), figsize=(5 * len(tables), 4.5), layout="constrained", squeeze=False, sharey=True
@@ -47,7 +49,7 @@ def plot_accuracies(dataset: str, tables: dict[str, dict[float, Column]], pictur
         axis.set_xticks(list(columns), [f"{percent:g}" for percent in columns])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(f"top-1 accuracy on {dataset} in %")
+    axes[0, 0].set_ylabel(f"{score} on {dataset} in %")
     axes[0, 0].legend(fontsize="small")
     return save_figure(figure, picture)
 

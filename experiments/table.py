@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import ttest_ind_from_stats
 
-from experiments.comparison import Result
+from experiments.cells import Result
 from experiments.protocols import METHODS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, READOUTS, REPORTED, published_accuracy
 
 LEVEL = 0.05
@@ -19,7 +19,7 @@ ROW_ORDER = [
     "activeft",
 ]
 
-Column = dict[str, list[float]]  # {method: its accuracies, one per seed}
+Column = dict[str, list[float]]  # {method: its scores, one per seed}
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,21 @@ def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
     for result in sorted(results, key=lambda result: (result.cell.percent, result.cell.seed)):
         cell = result.cell
         column = columns.setdefault(cell.readout, {}).setdefault(cell.percent, {})
-        column.setdefault(cell.method, []).append(result.acc1)
+        column.setdefault(cell.method, []).append(result.score)
     return columns
 
 
-def markdown(dataset: str, results: Sequence[Result], seeds: int, finetuning: str) -> str:
+def markdown(
+    dataset: str, results: Sequence[Result], seeds: int, finetuning: str, score: str = "top-1 accuracy"
+) -> str:
     """The whole table.
 
     seeds: how many there are to be of each cell; those that rest on fewer say so. finetuning: the options of it.
+    score: what the numbers are.
     """
     images = {result.cell.percent: result.images for result in results}
     tables = columns_of(results)
-    blocks = [f"# {dataset}: top-1 accuracy in %"]
+    blocks = [f"# {dataset}: {score} in %"]
     for readout, columns in tables.items():
         titles = [f"{percent:g}% ({images[percent]:,} images)" for percent in columns]
         rows = [["", *titles], ["---"] * (len(titles) + 1)]
@@ -101,7 +104,7 @@ def markdown(dataset: str, results: Sequence[Result], seeds: int, finetuning: st
                 rows.append([METHODS.get(method, method), *cells])
         blocks.append(f"**{READOUTS[readout]}**")
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return "\n\n".join([*blocks, legend(dataset, seeds, finetuning), *standing(tables)]) + "\n"
+    return "\n\n".join([*blocks, legend(dataset, seeds, finetuning, score), *standing(tables)]) + "\n"
 
 
 def cell_text(dataset: str, readout: str, method: str, percent: float, column: Column, seeds: int) -> str:
@@ -123,11 +126,12 @@ def spread(mean: float, std: float | None) -> str:
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
-def legend(dataset: str, seeds: int, finetuning: str) -> str:
+def legend(dataset: str, seeds: int, finetuning: str, score: str) -> str:
     """What the numbers and marks mean, as a list."""
     lines = [
         f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of selection and training alike.",
-        f"Accuracy on the whole test or validation split. Finetuned with `{finetuning}`; the last epoch counts.",
+        f"{score.capitalize()} on the whole test or validation split. Finetuned with `{finetuning}`; the end of a run "
+        "counts.",
         "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
         "▲, ▼: significantly above, below Random.",
         f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "

@@ -4,10 +4,9 @@ import argparse
 
 from timm.optim import list_optimizers
 
-from common.command_line import ArgumentParser, number
+from common.command_line import ArgumentParser, add_mask_options, add_model_kwargs_option, number
 from common.errors import InputError
 from common.files import make_output_dir
-from common.networks import add_model_kwargs_option
 
 PASSES = 127  # over the chosen images: 16,000 iterations at 5% of ADE20K, 32,000 at 10%
 # DINOv2's linear evaluation, where it differs from Segmenter's recipe; the warm-up is 1,500 of its 40,000 iterations.
@@ -89,15 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data-path", "--data_path", default="data/ADEChallengeData2016", help="a folder in ADE20K's layout")
-    add("--class-names", default="", help="one per line; default: classes.txt or objectInfo150.txt in --data-path")
-    add("--num-classes", type=number(int, 1, 2**15 - 1), help="where no file names them")
-    add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="a label of the masks that counts as none")
-    add(
-        "--reduce-zero-label",
-        default=True,
-        action=argparse.BooleanOptionalAction,
-        help="label 0 counts as none, and 1 is the first class",
-    )
+    add_mask_options(group)
     add("--subset_ids", default=[], nargs="+", metavar="JSON", help="chosen indices; several files are joined")
 
     if parser.parse_known_args(argv)[0].probe:

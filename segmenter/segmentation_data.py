@@ -15,10 +15,11 @@ from torchvision import tv_tensors
 
 from common.command_line import worker_count
 from common.errors import InputError
+from common.files import scene_folder
 from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
-from common.scenes import IGNORED, MaskLabels, class_names, mask_of, scene_folder, scene_images
+from common.scenes import IGNORED, MaskLabels, mask_labels, mask_of, scene_images
 from common.subset_file import read_subset_ids
 from common.training_state import checksum
 from segmenter.scene_transforms import eval_transform
@@ -70,8 +71,7 @@ def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationDa
     images, val_images = (
         [Path(path) for path, _ in scene_images(scene_folder(root, train)).samples] for train in (True, False)
     )
-    names = class_names(images[0].parents[2], args.class_names and Path(args.class_names), args.num_classes)
-    labels = MaskLabels(names, args.ignore_label, args.reduce_zero_label)
+    labels = mask_labels(args, images[0].parents[2])
     chosen = range(len(images))
     if args.subset_ids:
         chosen = dict.fromkeys(index for path in args.subset_ids for index in read_subset_ids(path, len(images)))

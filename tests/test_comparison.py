@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.stats import ttest_ind
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
-from experiments.comparison import Cell, Comparison, Result, labelled_features
+from experiments.cells import Cell, Comparison, Result, labelled_features
 from experiments.jobs import Job, is_finished, note, prepare, run_jobs
 from experiments.paper_table import main, parse_args
 from experiments.plots import plot_accuracies
@@ -139,6 +140,10 @@ def test_accuracies_are_grouped_by_readout_and_ascending_budget():
         ("CIFAR100", "finetuned", "TA-VAAL", 2, (34.7, 0.7)),
         ("ImageNet", "finetuned", "fds", 1, (26.7, 0.6)),
         ("ImageNet", "finetuned", "activeft", 5, (65.3, 0.1)),
+        ("ADE20K", "finetuned", "random", 10, (20.27, 1.68)),
+        ("ADE20K", "finetuned", "kmeans", 5, (13.62, None)),
+        ("ADE20K", "finetuned", "coreset", 5, None),
+        ("ADE20K", "finetuned", "BiLAF", 15, (25.71, None)),
         ("CIFAR10", "finetuned", "coreset", 0.5, None),
         ("CIFAR10", "linear", "activeft", 0.5, (87.8, None)),
         ("CIFAR10", "finetuned", "herding", 1, None),
@@ -187,6 +192,33 @@ def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, cap
     )
     assert lines[4].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
     assert len(lines) == 6 and not out.exists()
+
+
+def test_ade20k_is_finetuned_and_probed_by_the_segmenter():
+    lines = commands("--dataset", "ADE20K", "--methods", "activeft", "--percents", "5", "--seeds", "0",
+                     "--readouts", "finetuned", "linear", "--finetuning_options=--iterations 100")  # fmt: skip
+    assert len(lines) == 4
+    assert lines[0].startswith("(cd data_selection && python extract_feature.py --dataset ADE20K")
+    assert "features/ADE20K_train.npy --percent 5" in lines[1]
+    assert lines[2].startswith(
+        "(cd segmenter && python main.py --data-path ../data_selection/data/ADEChallengeData2016 "
+    )
+    assert lines[2].endswith("--auto-resume --batch-size 8 --iterations 100)")
+    assert lines[3].endswith("--iterations 100 --probe linear)") and "/linear " in lines[3]
+
+
+def test_a_folder_in_ade20ks_layout_has_a_table_of_its_own_name_without_published_numbers():
+    _, protocol = parse_args(["--dataset", "ADE20K", "--data_path", "/pools/streets"])
+    assert protocol.pool == "streets" and protocol.output_dir.name == "streets"
+    assert protocol.feature_file("train") == "streets_train.npy"
+    assert published_accuracy(protocol.pool, "finetuned", "activeft", 5) is None
+
+
+def test_options_that_the_segmenter_does_not_take_are_refused_at_once():
+    with pytest.raises(InputError, match="unrecognized arguments: --epochs 3"):
+        parse_args(["--dataset", "ADE20K", "--finetuning_options=--epochs 3"])
+    with pytest.raises(InputError, match="--readouts knn is of images with one label each"):
+        parse_args(["--dataset", "ADE20K", "--readouts", "knn"])
 
 
 def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_seeds():
@@ -381,23 +413,27 @@ def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(
     assert "does not fit the model" in (out / "features" / "command.log").read_text()
 
 
-def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
+def finetuning_job(finished_table: Path, folder: Path, epochs: int) -> Job:
+    """A finetuning on the random subset of a finished table."""
     done = finished_table / "40_percent" / "random" / "seed_0" / "finetuned"
     command = json.loads((done / "command.json").read_text())["commands"][-1]
-    options = command.split("main.py ")[1].removesuffix(")")
+    options = command.split("main.py ")[1].removesuffix(")").replace(str(done), str(folder))
+    return Job(folder.name, "deit/main.py", f"{options} --epochs {epochs}", folder, folder / "summary.json")
 
-    def run_of(name: str, epochs: int) -> Job:
-        folder = tmp_path / name
-        given = f"{options.replace(str(done), str(folder))} --epochs {epochs}"
-        return Job(name, "deit/main.py", given, folder, folder / "summary.json")
 
-    short, endless = run_of("short", 1), run_of("endless", 1000000)
+def wait_for_an_epoch(job: Job) -> None:
+    log = job.folder / "log.txt"
+    while not (log.is_file() and log.read_text()):
+        time.sleep(0.01)
+
+
+def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
+    short = finetuning_job(finished_table, tmp_path / "short", 1)
+    endless = finetuning_job(finished_table, tmp_path / "endless", 1000000)
 
     def interrupt(job: Job) -> str:
         assert job == short
-        log = endless.folder / "log.txt"
-        while not (log.is_file() and log.read_text()):  # an epoch is over
-            time.sleep(0.01)
+        wait_for_an_epoch(endless)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -405,6 +441,24 @@ def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(fini
     assert multiprocessing.active_children() == []
     assert is_finished(short) and not is_finished(endless)
     assert "stopped by SIGTERM" in endless.log.read_text() and (endless.folder / "checkpoint.pth").is_file()
+
+
+def test_a_killed_command_stops_the_comparison_with_one_line_and_the_others_save(finished_table, tmp_path):
+    jobs = [finetuning_job(finished_table, tmp_path / name, 1000000) for name in ("first", "second")]
+
+    def kill_one() -> None:
+        for job in jobs:
+            wait_for_an_epoch(job)
+        multiprocessing.active_children()[0].kill()
+
+    with (
+        ThreadPoolExecutor() as thread,
+        pytest.raises(InputError, match="(first|second) was killed, for want of memory perhaps"),
+    ):
+        thread.submit(kill_one)
+        run_jobs(jobs, [{}, {}], str)
+    assert multiprocessing.active_children() == []
+    assert sum("stopped by SIGTERM" in job.log.read_text() for job in jobs) == 1
 
 
 def test_the_makefile_runs_the_digits_table():

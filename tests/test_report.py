@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_image
+from PIL import Image
 
 from common.errors import InputError
 from common.feature_file import write_image_paths
@@ -166,6 +167,49 @@ def test_without_labels_nothing_is_said_about_classes(given):
     content = read_report(given)
     assert content["labels"] == {}
     assert not any("class" in measure["key"] or "accuracy" in measure["key"] for measure in content["measures"])
+
+
+def give_masks(given: Path, count: int = N) -> None:
+    """Masks of 4 pixels: one of the class of its own cluster, two of the last class, and one ignored."""
+    names = [f"{index:02d}.jpg" for index in range(N)]
+    write_image_paths(given / "pool.npy", given / "scenes", [str(given / "scenes/images/training" / n) for n in names])
+    (given / "scenes/annotations/training").mkdir(parents=True)
+    for index in range(count):
+        mask = np.array([[1 + index // 20, 4], [4, 0]], np.uint8)
+        Image.fromarray(mask).save(given / f"scenes/annotations/training/{index:02d}.png")
+    (given / "scenes/classes.txt").write_text("ant\nbee\ncat\nsky\n")
+
+
+def test_with_masks_the_classes_of_the_pixels_are_compared_with_the_pools(given):
+    give_masks(given)
+    found = read_report(given)
+    good, poor = found["subsets"]
+    assert found["pixels"]["classes"] == ["ant", "bee", "cat", "sky"]
+    assert found["pixels"]["pool"] == pytest.approx([1 / 9, 1 / 9, 1 / 9, 2 / 3])
+    assert good["pixels"] == pytest.approx([2 / 12, 1 / 12, 1 / 12, 8 / 12])
+    assert poor["pixels"] == pytest.approx([4 / 12, 0, 0, 8 / 12])
+    assert [entry["values"]["pixel_classes_missing"] for entry in (good, poor)] == [0, 2]
+    assert poor["values"]["pixel_distance"] == pytest.approx(2 / 9)
+    assert "pixel_distance" in found["random"][0]["mean"]
+
+
+def test_masks_of_some_images_only_say_nothing(given, capsys):
+    give_masks(given, count=N - 1)
+    found = read_report(given)
+    assert found["pixels"] is None and "pixel_distance" not in found["subsets"][0]["values"]
+    assert "1 of 60 images have no mask" in capsys.readouterr().out
+
+
+def test_masks_with_labels_of_no_class_end_the_report_before_anything_is_written(given):
+    give_masks(given)
+    with pytest.raises(InputError, match="holds label 4, but the 2 classes are 1 to 2"):
+        write_report(given, "--num-classes", 2, "--class-names", write_names(given, "ant", "bee"))
+    assert not (given / "report" / "report.json").exists()
+
+
+def write_names(given: Path, *names: str) -> Path:
+    (given / "names.txt").write_text("\n".join(names))
+    return given / "names.txt"
 
 
 def test_losses_beside_a_subset_are_read(given):

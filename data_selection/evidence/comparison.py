@@ -25,7 +25,7 @@ class Measure:
 
 
 CLOSE, APART, PARTS = "Close to the pool", "Different from each other", "How the pool is divided"
-CLASSES, LABELS = "Classes", "Accuracy on the held-out images"
+CLASSES, PIXELS, LABELS = "Classes", "Classes of the pixels", "Accuracy on the held-out images"
 MEASURES = (
     Measure("emd", CLOSE, "Earth Mover's Distance to the pool", "lower"),
     Measure("coverage_mean", CLOSE, "Distance to the nearest chosen image, mean", "lower"),
@@ -41,6 +41,8 @@ MEASURES = (
     Measure("class_smallest", CLASSES, "Images of the rarest class", "higher", "count"),
     Measure("class_largest", CLASSES, "Images of the most frequent class", "lower", "count"),
     Measure("class_distance", CLASSES, "Total variation distance to the pool's class shares", "lower"),
+    Measure("pixel_classes_missing", PIXELS, "Classes of the pool without a pixel", "lower", "count"),
+    Measure("pixel_distance", PIXELS, "Total variation distance to the pool's shares of pixels", "lower"),
     Measure("accuracy_nearest", LABELS, "Nearest neighbour", "higher", "percent"),
     Measure("accuracy_neighbours", LABELS, "Weighted nearest neighbours, at most 20", "higher", "percent"),
     Measure("accuracy_linear", LABELS, "Linear probe", "higher", "percent"),

@@ -22,6 +22,7 @@ from data_selection.evidence.measures import (
     representatives,
     shares,
 )
+from data_selection.evidence.pixel_classes import PixelClasses
 
 
 class Evaluation(NamedTuple):
@@ -44,6 +45,7 @@ class Evaluator:
     """Measures subsets of a pool, all in the same way and against the same sample of the pool.
 
     pool: unit rows (n, d). labels (n,), or None where they are not known. held_out: what accuracies are measured on.
+    pixels: the classes in every image, or None where the pool has no masks.
     emd_samples: the exact EMD uses at most so many pool samples and so many chosen ones, sampled with `seed`.
     """
 
@@ -53,6 +55,7 @@ class Evaluator:
     emd_samples: int
     duplicate_similarity: float
     seed: int
+    pixels: PixelClasses | None = None
 
     def emd_sample(self, size: int) -> np.ndarray:
         """Positions that represent `size` samples in the EMD: all of them, or a random part."""
@@ -75,6 +78,8 @@ class Evaluator:
             if self.held_out:
                 known = LabelledRows(rows, self.labels[list(ids)])
                 values |= accuracies(known, self.held_out, len(np.unique(self.labels)))
+        if self.pixels:
+            values |= self.pixels.balance(ids)
         return Evaluation(values, nearest.cpu().numpy(), similarity.cpu().numpy())
 
 

@@ -117,5 +117,10 @@ def class_balance(labels: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
         "classes_missing": int((of_subset == 0).sum()),
         "class_smallest": int(of_subset.min()),
         "class_largest": int(of_subset.max()),
-        "class_distance": float(np.abs(of_subset / len(chosen) - of_pool / len(labels)).sum() / 2),
+        "class_distance": total_variation(of_subset / len(chosen), of_pool / len(labels)),
     }
+
+
+def total_variation(first: np.ndarray, second: np.ndarray) -> float:
+    """Between two lists of shares: 0 where they are equal, 1 where they have nothing in common."""
+    return float(np.abs(first - second).sum() / 2)

@@ -25,6 +25,7 @@ from data_selection.evidence.comparison import compare
 from data_selection.evidence.evaluation import Evaluation, Evaluator, LabelledRows, evaluate_with_random
 from data_selection.evidence.gallery import chosen_images, pictures
 from data_selection.evidence.page import page
+from data_selection.evidence.pixel_classes import read_pixel_classes
 from data_selection.evidence.projection import check_map, map_of_pool
 
 PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
@@ -56,13 +57,14 @@ def write_report(args: argparse.Namespace) -> Path:
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     paths = image_paths(args.feature_path, n, subsets)
+    pixels = read_pixel_classes(paths, args)
     device = pick_device(args.device)
     folder = make_output_dir(args.output_dir)
 
     pool = read_rows(features, device)
     if held_out:
         held_out = LabelledRows(read_rows(held_out[0], device), held_out[1])
-    evaluator = Evaluator(pool, labels, held_out, args.emd_samples, args.duplicate_similarity, args.seed)
+    evaluator = Evaluator(pool, labels, held_out, args.emd_samples, args.duplicate_similarity, args.seed, pixels)
     evaluations, random = evaluate_with_random(evaluator, [subset.ids for subset in subsets], args.random_seeds)
 
     drawn = map_of_pool(pool, [subset.ids for subset in subsets], args.map, args.map_samples, args.seed)
@@ -81,12 +83,14 @@ def write_report(args: argparse.Namespace) -> Path:
         "emd_pool_samples": len(evaluator.emd_sample(n)),
         "held_out": len(held_out.rows) if held_out else 0,
         "map": drawn,
+        "pixels": {"classes": pixels.names, "pool": pixels.shares().tolist()} if pixels else None,
     }
     for entry, subset, evaluation in zip(report["subsets"], subsets, evaluations, strict=True):
         entry |= {
             "path": str(subset.path),
             "emd_samples": len(evaluator.emd_sample(len(subset.ids))),
             "losses": subset.losses,
+            "pixels": pixels.shares(subset.ids).tolist() if pixels else None,
             **chosen_images(subset.ids, evaluation),
             "map_nearest": evaluation.nearest[of_drawn].tolist(),
             "map_similarity": evaluation.similarity[of_drawn].round(4).tolist(),

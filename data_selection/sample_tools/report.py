@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import ArgumentParser, number, run, seed_number
+from common.command_line import ArgumentParser, add_mask_options, number, run, seed_number
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> Path:
         type=number(int, 1),
         help="chosen images of each subset that the page shows at most: those that represent most",
     )
+    add_mask_options(parser.add_argument_group("masks, where every image of the pool has one"))
     parser.add_argument(
         "--seed", default=0, type=seed_number, help="seed of the samples for EMD and map; random subsets use 0, 1, ..."
     )

@@ -68,6 +68,7 @@ function drawMethod() {
 
 drawHead();
 drawTable();
+drawPixels();
 drawTabs();
 drawMethod();
 show(0);

@@ -1,4 +1,4 @@
-"""The comparison that a protocol describes: which commands lead to each accuracy, and what has come of them."""
+"""The cells of a table: which commands lead to each accuracy, and what has come of them."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import InputError
 from common.feature_file import read_features
 from common.files import read_json, write_json
-from common.readouts import fit_readout
+from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
 from experiments.jobs import ROOT, Job, is_finished, recorded, run_jobs, with_needs
 from experiments.protocols import DINO, METHODS, Protocol
@@ -21,7 +21,7 @@ from experiments.protocols import DINO, METHODS, Protocol
 
 @dataclass(frozen=True)
 class Cell:
-    """One accuracy of the table."""
+    """One number of the table."""
 
     readout: str
     method: str
@@ -33,12 +33,12 @@ class Cell:
 class Result:
     """What came of a cell.
 
-    acc1: top-1 in percent, of a finetuning after its last epoch. images: how many are labelled. seconds: of the last go
-    at the finetuning, or of the readout. commands: all that lead to it.
+    score: top-1 accuracy or mean IoU in percent, at the end of a finetuning. images: how many are labelled. seconds: of
+    the last go at the finetuning, or of the readout. commands: all that lead to it.
     """
 
     cell: Cell
-    acc1: float
+    score: float
     images: int
     seconds: float
     commands: tuple[str, ...]
@@ -47,7 +47,8 @@ class Result:
 class Comparison:
     """All cells of a protocol and the jobs behind them.
 
-    A finetuned cell is a run of deit/main.py. A readout is fitted here, in no time, from the feature files.
+    A finetuned cell is a run of deit/main.py or segmenter/main.py, and so is a linear readout of the latter. The others
+    are fitted here, in no time, from the feature files.
     """
 
     def __init__(self, protocol: Protocol):
@@ -67,11 +68,14 @@ class Comparison:
                 for method in protocol.methods:
                     subset = selection(protocol, train, method, percent, seed)
                     for readout in protocol.readouts:
-                        made_from = (
-                            (finetuning(protocol, subset, seed),) if readout == "finetuned" else (train, val, subset)
-                        )
+                        made_from = (train, val, subset)
+                        if self.is_run(readout):
+                            made_from = (finetuning(protocol, subset, readout, seed),)
                         jobs[Cell(readout, method, percent, seed)] = made_from
         return jobs
+
+    def is_run(self, readout: str) -> bool:
+        return readout == "finetuned" or self.protocol.trainer == "segmenter"
 
     @property
     def commands(self) -> list[str]:
@@ -85,7 +89,7 @@ class Comparison:
 
         def describe(job: Job) -> str:
             results = [result for cell in cells_of.get(job, ()) if (result := self.result(cell))]
-            return ", ".join(f"{result.cell.readout} {result.acc1:.1f}%" for result in results) or "finished"
+            return ", ".join(f"{result.cell.readout} {result.score:.1f}%" for result in results) or "finished"
 
         run_jobs((job for jobs in self.jobs.values() for job in jobs), slots, describe)
 
@@ -98,12 +102,12 @@ class Comparison:
         jobs = self.jobs[cell]
         if not all(is_finished(job) for job in jobs):
             return None
-        if cell.readout != "finetuned":
+        if not self.is_run(cell.readout):
             return self.frozen_result(cell, *jobs)
         summary, record = read_json(jobs[0].result, "summary of a finetuning"), recorded(jobs[0])
         # The last epoch counts: the best is chosen on the test split.
-        acc1 = summary["last"]["test"]["acc1"]
-        return Result(cell, acc1, summary["images"], record["seconds"], tuple(record["commands"]))
+        score = summary["last"]["test"][self.protocol.metric]
+        return Result(cell, score, summary["images"], record["seconds"], tuple(record["commands"]))
 
     def frozen_result(self, cell: Cell, train: Job, val: Job, subset: Job) -> Result:
         """The readout of a subset, fitted once and then kept in a file."""
@@ -123,9 +127,8 @@ def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple
     """Top-1 accuracy in percent on the val features of a readout that knows the subset's labels, and their number."""
     features, labels = labelled_features(train)
     chosen = sorted(read_subset_ids(subset, len(labels)))
-    classifier = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
-    asked, expected = labelled_features(val)
-    return 100 * float((classifier.predict(asked) == expected).mean()), len(chosen)
+    fitted = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
+    return top_accuracies(fitted, *labelled_features(val))["acc1"], len(chosen)
 
 
 @cache
@@ -170,18 +173,20 @@ def selection(protocol: Protocol, features: Job, method: str, percent: float, se
     return Job(name, script, joined(options), folder, folder / "subset.json", (features,))
 
 
-def finetuning(protocol: Protocol, subset: Job, seed: int) -> Job:
-    """Stage 3."""
-    folder = subset.folder.with_name("finetuned")
+def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int) -> Job:
+    """Stage 3; of a linear readout, the run that trains no more than that."""
+    trainer, folder = protocol.trainer, subset.folder.with_name(readout)
     options = [
-        f"--data-set {protocol.data_set} --data-path {typed(protocol.data_path, 'deit')}",
-        f"--subset_ids {typed(subset.result, 'deit')} --model {protocol.model}",
+        f"--data-set {protocol.data_set}" if protocol.data_set else "",
+        f"--data-path {typed(protocol.data_path, trainer)}",
+        f"--subset_ids {typed(subset.result, trainer)} --model {protocol.model}",
         f"--model-kwargs {protocol.model_kwargs}" if protocol.model_kwargs else "",
-        f"--resume {typed(protocol.weights, 'deit') if protocol.weights else DINO}",
-        f"{protocol.device} --seed {seed} --output_dir {typed(folder, 'deit')} --auto-resume {protocol.finetuning}",
+        f"--resume {typed(protocol.weights, trainer) if protocol.weights else DINO}",
+        f"{protocol.device} --seed {seed} --output_dir {typed(folder, trainer)} --auto-resume {protocol.finetuning}",
+        "" if readout == "finetuned" else f"--probe {readout}",
     ]
-    name = subset.name.replace("subset", "finetuned")
-    return Job(name, "deit/main.py", joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")
+    name, script = subset.name.replace("subset", readout), f"{trainer}/main.py"
+    return Job(name, script, joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")
 
 
 def typed(path: Path, start: str) -> str:
