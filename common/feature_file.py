@@ -76,6 +76,15 @@ def read_description(feature_path: str | Path) -> dict[str, Any] | None:
     return described if isinstance(described, dict) and "model" in described else None
 
 
+def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str | None:
+    """The first thing in which two descriptions differ, in words; None where they agree or one is not known."""
+    if not ours or not theirs:
+        return None
+    name = lambda value: Path(value).name if isinstance(value, str) else value  # noqa: E731 - weights may have moved
+    keys = (key for key in ours if key in theirs and name(ours[key]) != name(theirs[key]))
+    return next((f"{key} {theirs[key]} instead of {ours[key]}" for key in keys), None)
+
+
 def in_words(description: dict[str, Any]) -> str:
     """One line on a network and its features, as written beside them."""
     mean, std = (" ".join(f"{value:.3g}" for value in description[key]) for key in ("mean", "std"))

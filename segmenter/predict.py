@@ -8,6 +8,7 @@ so that viewers show colours), and masks/overlays/<name>.png, the images tinted 
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
@@ -24,6 +25,7 @@ from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
 from common.image_datasets import image_folder
+from common.images import open_rgb
 from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
 from common.run_folder import read_trained
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Returns: the folder that was written into."""
     args = parse_args(argv)
     device = pick_device(args.device)
-    images = image_folder(Path(args.data_path))
+    images = image_folder(Path(args.data_path), loader=partial(open_rgb, upright=True))
     model, recipe, labels = read_model(args.checkpoint)
     stems = [Path(path).stem for path, _ in images.samples]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):

@@ -320,6 +320,26 @@ def test_bad_files_give_one_clear_error_and_no_report(file, content, message, gi
     assert not (given / "report").exists()
 
 
+def describe(path: Path, **other) -> None:
+    known = {"model": "vit", "weights": "a/w.pth", "feature": "CLS", "d": D, "input_size": 224, "mean": [0.5] * 3,
+             "std": [0.5] * 3, "interpolation": "bicubic"}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps({**known, **other}))
+
+
+def test_the_report_says_what_the_features_are(given, capsys):
+    describe(given / "pool.npy")
+    describe(given / "held_out.npy", weights="moved/w.pth")
+    content = read_report(given, "--eval_feature_path", given / "held_out.npy")
+    assert content["features"]["weights"] == "a/w.pth" and "features of vit, weights a/w.pth" in capsys.readouterr().out
+
+
+def test_held_out_features_of_another_network_are_refused(given):
+    describe(given / "pool.npy")
+    describe(given / "held_out.npy", input_size=256)
+    with pytest.raises(InputError, match="has other features than the pool: input_size 256 instead of 224"):
+        write_report(given, "--eval_feature_path", given / "held_out.npy")
+
+
 def test_a_pool_without_labels_cannot_be_evaluated(given):
     write_features(given / "pool.npy", 0, labelled=False)
     with pytest.raises(InputError, match="needs a label for every sample of the pool"):

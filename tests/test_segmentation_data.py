@@ -29,7 +29,7 @@ def data_of(root: Path, **changed) -> object:
     options = {
         "data_path": str(root), "class_names": None, "num_classes": None, "ignore_label": 255,
         "reduce_zero_label": True, "subset_ids": [], "short_side": 40, "long_side": 160, "num_workers": 0,
-        "eval": False,
+        "eval": False, "model": "vit_small_patch16_224",
     }  # fmt: skip
     return build_data(argparse.Namespace(**{**options, **changed}), Processes())
 
