@@ -27,5 +27,5 @@ def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> l
 
 
 def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one a line."""
+    """Where the loss of every iteration that led to a subset is kept, one per line."""
     return subset.with_name(f"{subset.stem}_losses.txt")

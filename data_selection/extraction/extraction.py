@@ -158,7 +158,8 @@ def extract(
             finite = features.isfinite().all(dim=1) | ~readable
             if not finite.all():
                 bad = rows[int(finite.int().argmin())]
-                raise InputError(f"image {bad} of the pool has features that are not finite: try --amp off")
+                name = pool.samples[bad][0] if hasattr(pool, "samples") else f"image {bad} of the pool"
+                raise InputError(f"{name} has features that are not finite: try --amp off")
             features[~readable] = torch.nan
             file.write(rows, features.numpy(), labels.numpy())
             bar.update(len(rows))
