@@ -24,6 +24,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import numpy as np
 import torch
 import torchvision.transforms as T
@@ -31,8 +35,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
 from common.command_line import worker_count

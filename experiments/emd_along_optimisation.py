@@ -15,11 +15,13 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
 from common.feature_file import read_features

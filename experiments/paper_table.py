@@ -25,8 +25,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number, worker_count
@@ -118,12 +116,15 @@ def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
     gpus = visible_gpus() if protocol.on_gpus else []
     cores = worker_count(os.cpu_count() or 1)
     count = jobs or len(gpus) or (1 if protocol.on_gpus else cores)
-    # Read by the processes of the pool, when they load torch and scikit-learn.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    share = max(1, cores // count)
+    # Read when the commands' processes load torch and scikit-learn.
+    os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ.get("OMP_NUM_THREADS", share))))
     return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
 
 
 def visible_gpus() -> list[str]:
+    import torch
+
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
 

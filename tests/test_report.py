@@ -11,7 +11,7 @@ from conftest import write_image
 from PIL import Image
 
 from common.errors import InputError
-from common.feature_file import write_image_paths
+from common.pool_paths import write_image_paths
 from data_selection.evidence.page import page
 from data_selection.evidence.projection import project
 from data_selection.sample_tools import report

@@ -9,15 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import InputError
-from common.feature_file import (
-    difference,
-    in_words,
-    paths_file,
-    read_description,
-    read_features,
-    read_image_paths,
-)
+from common.feature_file import difference, in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
+from common.pool_paths import paths_file, read_image_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, read_subset_ids
 from data_selection.activeft.pool import read_rows
