@@ -1,9 +1,11 @@
 """Cheaper readouts: at the smallest budgets a classifier on frozen features beats finetuning the network."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedKFold
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,6 +15,8 @@ from common.progress import progress_bar
 from common.readouts import fit_readout, top_accuracies
 from common.weight_update import to_network
 from deit.finetuning_data import FinetuningData
+
+FOLDS = 5
 
 
 def probe(
@@ -35,6 +39,33 @@ def probe(
     if len(set(labels.tolist())) < 2:
         raise InputError(f"--probe {kind} needs images of at least two classes, and all {len(labels)} are of one")
     return top_accuracies(fit_readout(kind, train, labels, len(data.classes)), val, val_labels)
+
+
+def cross_validated(
+    kind: str,
+    model: nn.Module,
+    data: FinetuningData,
+    device: torch.device,
+    batch_size: int,
+    amp_dtype: torch.dtype | None = None,
+) -> dict[str, Any] | None:
+    """Accuracy of a readout of the frozen features on labelled images that it has not seen, over 5 folds.
+
+    Folds are stratified as far as the classes allow. Returns: top-1 accuracy in percent, its standard deviation over
+    the folds, and their number, which is smaller where no class has 5 images; None where none has two.
+    """
+    features, labels = features_of(model, data.train_as_evaluated, device, batch_size, amp_dtype)
+    folds = min(FOLDS, int(np.bincount(labels).max()))
+    if folds < 2:
+        return None
+    scores = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels))
+    for known, unseen in parts:
+        readout = fit_readout(kind, features[known], labels[known], len(data.classes))
+        scores.append(100 * (readout.predict(features[unseen]) == labels[unseen]).mean().item())
+    return {"acc1": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "folds": folds}
 
 
 @torch.inference_mode()

@@ -10,7 +10,6 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 import common  # noqa: F401 - before torch is loaded, see common/__init__.py
@@ -21,7 +20,6 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from common.checkpoints import fetch_checkpoint
 from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
@@ -30,6 +28,7 @@ from common.image_datasets import image_folder
 from common.images import open_rgb
 from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
+from common.run_folder import read_trained
 from common.scenes import MaskLabels
 from segmenter.evaluation import SlidingWindow
 from segmenter.models import PixelClassifier
@@ -52,10 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_model(source: str) -> tuple[PixelClassifier, argparse.Namespace, MaskLabels]:
     """The model of a checkpoint, the options it was trained with, and its classes. Raises InputError."""
-    checkpoint: dict[str, Any] = fetch_checkpoint(source)
+    checkpoint, recipe, classes = read_trained(source, "segmenter/main.py")
     try:
-        recipe, classes = argparse.Namespace(**checkpoint["args"]), tuple(checkpoint["run"]["classes"])
-        labels = MaskLabels(classes, recipe.ignore_label, recipe.reduce_zero_label)
+        labels = MaskLabels(tuple(classes), recipe.ignore_label, recipe.reduce_zero_label)
         model = build_model(recipe, len(classes))
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{source} is no checkpoint of segmenter/main.py: {error}") from None

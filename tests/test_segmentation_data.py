@@ -12,7 +12,8 @@ from digit_scenes import CLASSES, write_scenes
 from PIL import Image
 
 from common.errors import InputError
-from common.feature_file import read_features, read_image_paths
+from common.feature_file import read_features
+from common.pool_paths import read_image_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
