@@ -137,11 +137,16 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in problems.items() if names)
         raise InputError(f"checkpoint {source} does not fit the model {type(model).__name__}: {listed}")
+    check_finite(weights, source)
+    model.load_state_dict(weights, strict=False)
+    return fresh
+
+
+def check_finite(weights: Weights, source: str) -> None:
+    """Raises InputError, naming them, when there are weights that are not finite: no --lr would help."""
     broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
     if broken:
         raise InputError(f"checkpoint {source} holds weights that are not finite: {_listing(broken)}")
-    model.load_state_dict(weights, strict=False)
-    return fresh
 
 
 def _heads_of(model: nn.Module) -> tuple[str, ...]:

@@ -69,6 +69,9 @@ def run(main: Callable[[], object]) -> NoReturn:
 
     What the system refuses, such as to write on a full disk, is one line too.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names in any encoding can be printed
     try:
         main()
     except InputError as error:

@@ -5,16 +5,16 @@ any moment leaves nothing that looks finished, and any number of processes can c
 """
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from common.errors import InputError
 from common.files import kind_of_file, read_json, write_json
+from common.pool_paths import PoolImage
 
 ROWS_AT_A_TIME = 65536
 
@@ -76,6 +76,15 @@ def read_description(feature_path: str | Path) -> dict[str, Any] | None:
     return described if isinstance(described, dict) and "model" in described else None
 
 
+def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str | None:
+    """The first thing in which two descriptions differ, in words; None where they agree or one is not known."""
+    if not ours or not theirs:
+        return None
+    name = lambda value: Path(value).name if isinstance(value, str) else value  # noqa: E731 - weights may have moved
+    keys = (key for key in ours if key in theirs and name(ours[key]) != name(theirs[key]))
+    return next((f"{key} {theirs[key]} instead of {ours[key]}" for key in keys), None)
+
+
 def in_words(description: dict[str, Any]) -> str:
     """One line on a network and its features, as written beside them."""
     mean, std = (" ".join(f"{value:.3g}" for value in description[key]) for key in ("mean", "std"))
@@ -84,44 +93,6 @@ def in_words(description: dict[str, Any]) -> str:
         f"d {description['d']}; images {description['input_size']}x{description['input_size']} "
         f"({description['interpolation']}), mean {mean}, std {std}"
     )
-
-
-def paths_file(feature_path: Path) -> Path:
-    """Where the image paths of a feature file are listed, in its order: {"root": ..., "paths": [...]}."""
-    return feature_path.with_name(f"{feature_path.stem}_paths.json")
-
-
-def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
-    """The n images of a feature file. Raises InputError when there is no list of them, or one of another length."""
-    source = paths_file(Path(feature_path))
-    if not source.is_file():
-        raise InputError(
-            f"{source} is not there: image paths are known only for features of --dataset Folder or ImageNet"
-        )
-    listed = read_json(source, "list of image paths")
-    root, paths = (listed.get("root"), listed.get("paths")) if isinstance(listed, dict) else (None, None)
-    if not isinstance(paths, list) or len(paths) != n or not all(isinstance(name, str) for name in (root, *paths)):
-        raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
-    return [Path(root, path) for path in paths]
-
-
-class PoolImage(NamedTuple):
-    """An image of the pool, relative to its folder, with what tells whether it is still the same file."""
-
-    path: str
-    label: int
-    size: int
-    modified: int
-
-
-def pool_images(root: Path, samples: Iterable[tuple[str, int]]) -> list[PoolImage]:
-    """The images of a folder in the order of its samples (path, label)."""
-
-    def stamp(path: str, label: int) -> PoolImage:
-        status = Path(path).stat()
-        return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
-
-    return [stamp(path, label) for path, label in samples]
 
 
 class FeatureFile:
@@ -237,8 +208,7 @@ class FeatureFile:
         unfinished(self.path).replace(self.path)
         self.settings_path.unlink()
 
-
-def write_image_paths(feature_path: Path, root: Path, paths: Iterable[str]) -> None:
-    """List the images of a feature file, relative to the pool's folder, one per line."""
-    relative = [os.path.relpath(path, root) for path in paths]
-    write_json(paths_file(feature_path), {"root": str(root.resolve()), "paths": relative}, indent=0)
+    def discard(self) -> None:
+        """Remove the unfinished file: what was computed has been written otherwise."""
+        self.settings_path.unlink(missing_ok=True)
+        unfinished(self.path).unlink(missing_ok=True)

@@ -1,15 +1,17 @@
 """Images with labels, in one order for both stages: an index chosen from the features is the same image in training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.files import split_folder as split_folder
+from common.image_list import ListedImage, check_present, read_image_list
 from common.images import open_rgb
 
 if TYPE_CHECKING:
@@ -39,6 +41,23 @@ class ImageFiles(Dataset):
         return (self.transform(image) if self.transform else image), label
 
 
+class ImagesOrBlack(Dataset):
+    """Images as bytes (3, size, size), their labels, and whether they can be read: black and -1 where not."""
+
+    def __init__(self, images: Dataset, input_size: int):
+        self.images, self.input_size = images, input_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Any, int, bool]:
+        try:
+            pixels, label = self.images[row]
+        except InputError:
+            return torch.zeros(3, self.input_size, self.input_size, dtype=torch.uint8), NO_LABEL, False
+        return pixels, label, True
+
+
 class FlatImageFolder(ImageFiles):
     """All images directly in one folder, in the order of their names, without labels (-1)."""
 
@@ -61,6 +80,48 @@ class ClassFolders(ImageFiles):
         self.samples = [
             (path, label) for label, name in enumerate(self.classes) for path in images_below(str(root / name))
         ]
+
+
+class ListedImages(ImageFiles):
+    """The images of a list, in its order, relative to `root`; classes are its labels, sorted, or those given."""
+
+    def __init__(
+        self,
+        root: Path,
+        listed: Sequence[ListedImage],
+        transform: Transform | None = None,
+        loader: Loader = open_rgb,
+        classes: Sequence[str] | None = None,
+    ):
+        self.root, self.transform, self.loader = root, transform, loader
+        self.classes = list(classes or sorted({image.label for image in listed if image.label}))
+        number = {name: label for label, name in enumerate(self.classes)}
+        self.samples = [(os.path.join(root, image.path), number.get(image.label, NO_LABEL)) for image in listed]  # noqa: PTH118 - as fast as a million need
+
+
+def image_list(path: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
+    """The images of a .csv or .txt, relative to its folder. Raises InputError when one of them is not there."""
+    images = ListedImages(path.parent, read_image_list(path), transform, loader)
+    check_present((Path(file) for file, _ in images.samples), str(path))
+    return images
+
+
+def image_tree(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
+    """Every image below a folder, whatever its folders mean, without labels, in one stable order.
+
+    Raises InputError when it is missing or holds no images.
+    """
+    if not root.is_dir():
+        raise InputError(f"image folder {root} is not there")
+    paths = [os.path.relpath(path, root) for path in images_below(str(root))]
+    if not paths:
+        raise InputError(f"image folder {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
+    return ListedImages(root, [ListedImage(path, "") for path in paths], transform, loader)
+
+
+def any_images(source: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
+    """A list of images (.csv, .txt), or every image below a folder. Raises InputError when there are none."""
+    return (image_list if source.is_file() else image_tree)(source, transform, loader)
 
 
 def images_below(folder: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import math
 import multiprocessing
 import shutil
 import signal
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from common.command_line import worker_count
 from common.errors import InputError
 
 SHARED_MEMORY = Path("/dev/shm")
+SEMAPHORES = 2**16  # bytes that those of one worker take in shared memory, generously
 PREFETCH = 2  # batches that a worker prepares ahead
 WITHOUT = "try --num_workers 0, or more shared memory (docker run --shm-size=8g)"
 
@@ -28,16 +31,20 @@ class ImageLoader:
 
     batches: the keys of each batch's images; it may be a stream that is iterated once. batch_size: of the largest.
     workers: as many as wanted, at most as many as there are processors; 0 loads in this process.
-    Where shared memory cannot hold what the workers prepare, batches come through pipes, a little slower.
+    Where half of the shared memory cannot hold what the workers prepare, batches come through pipes, a little slower;
+    where it cannot even hold their semaphores, there are no workers.
     Raises, while iterating: InputError for an image that cannot be read, or when a worker is killed.
     """
 
     def __init__(self, images: Dataset, batches: Iterable[Sequence], batch_size: int, workers: int, pin_memory: bool):
-        workers = worker_count(workers)
+        workers, free = worker_count(workers), free_shared_memory()
+        if workers and free < SEMAPHORES * (workers + 1):
+            tqdm.write(f"warning: {SHARED_MEMORY} is too small for workers, images load one by one", file=sys.stderr)
+            workers = 0
         options: dict[str, Any] = {}
         if workers:
             options = {"prefetch_factor": PREFETCH, "worker_init_fn": end_with_parent}
-            if not fits_shared_memory(images, batches, batch_size * (workers * PREFETCH + 1)):
+            if 2 * bytes_of_first(images, batches) * batch_size * (workers * PREFETCH + 1) > free:
                 options["collate_fn"] = collate_for_a_pipe
         self.loader = DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, **options)
 
@@ -67,13 +74,17 @@ def one_line(error: Exception) -> Exception:
     return error
 
 
-def fits_shared_memory(images: Dataset, batches: Iterable[Sequence], count: int) -> bool:
-    """Whether `count` images, prepared as the first one is, fit into half of what is free."""
-    if not SHARED_MEMORY.is_dir():
-        return sys.platform != "linux"
-    first = next(iter(batches), None)
-    image_bytes = sum(part.nbytes for part in images[first[0]] if isinstance(part, Tensor)) if first else 0
-    return 2 * count * image_bytes <= shutil.disk_usage(SHARED_MEMORY).free
+def free_shared_memory() -> float:
+    """In bytes. What Docker gives a container is 64 MB, and some sandboxes give none."""
+    if sys.platform != "linux":
+        return math.inf
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+
+
+def bytes_of_first(images: Dataset, batches: Iterable[Sequence]) -> int:
+    """What the first image takes when it is prepared; the others are like it."""
+    first = next(iter(batches), ())
+    return sum(part.nbytes for key in first[:1] for part in images[key] if isinstance(part, Tensor))
 
 
 def collate_for_a_pipe(samples: list[tuple]) -> list[np.ndarray]:

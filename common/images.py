@@ -1,5 +1,6 @@
 """Reading one image: whatever a file holds, the result is an 8-bit RGB picture or an error of one line."""
 
+import io
 import warnings
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,9 @@ SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # they have no 32-bit integers, but some P
 warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata of readable images, a warning for each image
 
 
-def open_rgb(path: str | Path, upright: bool = False, at_least: int | None = None) -> Image.Image:
+def open_rgb(
+    path: str | Path, upright: bool = False, at_least: int | None = None, content: bytes | None = None
+) -> Image.Image:
     """The image as 8-bit RGB; 16 bits are scaled to 8, and floats from 0..1.
 
     (departure) The published code clips 16-bit and float images: nearly all of their pixels become white or black.
@@ -36,11 +39,12 @@ def open_rgb(path: str | Path, upright: bool = False, at_least: int | None = Non
     Args:
         upright: apply the EXIF orientation, as the published code does not.
         at_least: decode a larger JPEG at 1/2, 1/4 or 1/8 of its size, so that both sides keep this many pixels.
+        content: the file's bytes, where it lies in no folder; `path` is what errors call it then.
     Raises:
         InputError, naming the file, when it cannot be decoded or its pixel values have no known scale.
     """
     try:
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
             if at_least:
                 image.draft(None, (at_least, at_least))
             rgb = _eight_bits(image).convert("RGB")
@@ -48,7 +52,8 @@ def open_rgb(path: str | Path, upright: bool = False, at_least: int | None = Non
     except InputError as error:
         problem = str(error)
     except UnidentifiedImageError:
-        problem = f"{kind_of_file(path) or 'its format is not known'}; {REPAIR}"
+        kind = kind_of_file(path) if content is None else None
+        problem = f"{kind or 'its format is not known'}; {REPAIR}"
     except UNREADABLE as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"{said.splitlines()[0]}; {REPAIR}"

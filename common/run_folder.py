@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from common.checkpoints import read_checkpoint
+from common.checkpoints import fetch_checkpoint, read_checkpoint
 from common.errors import InputError
 from common.files import atomic_file
 from common.processes import Interruption, Processes
@@ -38,6 +38,21 @@ def newest_checkpoint(
     for error in unreadable:
         report(f"warning: {error}")
     return max(found, key=lambda entry: entry[:3])[3:] if found else None
+
+
+def read_trained(source: str, script: str) -> tuple[dict[str, Any], argparse.Namespace, list[str]]:
+    """A run's checkpoint that is to be used: itself, the options it was trained with, and the names of its classes.
+
+    Raises InputError when it is none of `script`, or holds no class names.
+    """
+    checkpoint = fetch_checkpoint(source)
+    if not is_own_checkpoint(checkpoint):
+        raise InputError(f"{source} is no checkpoint of {script}, but weights alone: what are its model and classes?")
+    classes = (checkpoint.get("run") or {}).get("classes")
+    if not classes:
+        raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
+    options = checkpoint["args"]
+    return checkpoint, options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options), classes
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -31,7 +31,8 @@ def plot_curves(
             right.plot(*zip(*points, strict=True), marker=".", label=f"{name}, last {points[-1][1]:.2f}%")
     right.set(xlabel=counter, ylabel=score_name)
     right.grid(alpha=0.3)
-    right.legend()
+    if right.lines:
+        right.legend()
     save_figure(figure, picture)
 
 

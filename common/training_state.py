@@ -12,6 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from common.checkpoints import check_finite
 from common.errors import InputError
 
 
@@ -87,10 +88,11 @@ class TrainingState:
 
         Raises InputError, with the difference, when it was saved by anything but the same run or a shorter one.
         """
-        changed = differences(checkpoint.get("run") or _run_of_old(checkpoint["args"]), run)
+        changed = differences(checkpoint.get("run") or _run_of_old(checkpoint.get("args", {})), run)
         if changed:
             advice = "choose another --output_dir, or the options of that run (only its length may grow)"
             raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
+        check_finite(checkpoint["model"], source)
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])

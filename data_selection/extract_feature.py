@@ -2,6 +2,8 @@
 
     python extract_feature.py --dataset CIFAR10
     python extract_feature.py --dataset Folder --data_path ~/photos --arch vit_small_patch14_dinov2.lvd142m
+    python extract_feature.py --dataset Folder --data_path ~/photos --no-labels
+    python extract_feature.py --dataset List --data_path pool.csv
     python extract_feature.py --dataset ADE20K --data_path data/ADEChallengeData2016
     torchrun --nproc_per_node=2 extract_feature.py --dataset ImageNet
 
@@ -25,12 +27,19 @@ VITS = ("vit_tiny", "vit_small", "vit_base")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Extract the features of every image of a pool with a pretrained network.")
-    parser.add_argument("--dataset", default="CIFAR10", choices=["CIFAR10", "CIFAR100", "ImageNet", "ADE20K", "Folder"])
+    datasets = ["CIFAR10", "CIFAR100", "ImageNet", "ADE20K", "Folder", "List", "HF"]
+    parser.add_argument("--dataset", default="CIFAR10", choices=datasets)
     parser.add_argument(
         "--data_path",
         default="data",
-        help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself",
+        help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself; "
+        "with List a .csv (path, label) or .txt; with HF a Hugging Face data set: a folder, .parquet, or hub name",
     )
+    parser.add_argument(
+        "--no-labels", "--no_labels", action="store_true",
+        help="with Folder: every image below it, whatever its folders mean",
+    )  # fmt: skip
+    parser.add_argument("--image_column", help="with HF: the column of images, where there are several")
     parser.add_argument("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     parser.add_argument(
         "--arch",
@@ -72,6 +81,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for option in ("extra_name", "split"):
         if Path(getattr(args, option)).name != getattr(args, option):
             raise InputError(f"--{option} {getattr(args, option)} goes into the file name and cannot be a path")
+    for option, dataset in (("no_labels", "Folder"), ("image_column", "HF")):
+        if getattr(args, option) and args.dataset != dataset:
+            raise InputError(f"--{option} goes with --dataset {dataset}, not with {args.dataset}")
     if args.pretrained_weights and not Path(args.pretrained_weights).is_file():
         raise InputError(f"checkpoint {args.pretrained_weights} is not there")
     return args
@@ -84,7 +96,7 @@ def boolean(text: str) -> bool:
 
 
 def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
-    """The pool's name, for the feature file, and its folder.
+    """The pool's name, for the feature file, and its folder, list or data set.
 
     Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself. ADE20K's layout, with
     masks or without, makes a pool of that name or, in another folder, of the folder's.
@@ -97,6 +109,14 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     elif args.dataset == "ADE20K":
         folder = scene_folder(root, train)
         name = args.dataset if folder.parents[1].name == ADE20K else folder.parents[1].resolve().name
+    elif args.dataset == "HF":
+        return root.resolve().name.removesuffix(".parquet"), root
+    elif args.dataset == "List":
+        if not root.is_file():
+            raise InputError(f"image list {root} is not there")
+        return root.stem, root
+    elif args.no_labels:
+        name, folder = root.resolve().name, root
     else:
         both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
         name, folder = root.resolve().name, split_folder(root, train) if both else root

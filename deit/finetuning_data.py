@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,25 @@ from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
-from common.files import read_json
-from common.image_datasets import ClassFolders, Transform, cifar, class_folders, open_rgb, split_folder
+from common.image_datasets import (
+    ClassFolders,
+    ImageFiles,
+    ListedImages,
+    Transform,
+    cifar,
+    class_folders,
+    split_folder,
+)
 from common.networks import input_size
 from common.subset_file import read_subset_ids
 from common.training_state import checksum
+from deit.image_sources import inaturalist, labelled_lists
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET")
+DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
 EVAL_RESIZE = 256 / 224
+DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
 MOST_NAMED_CLASSES = 8
 
 
@@ -34,19 +44,20 @@ class FinetuningData:
     """What to train and to evaluate on.
 
     train: PIL images and labels; of a ...SUBSET, the chosen ones. train_as_evaluated: the same, transformed like `val`.
-    val: the whole test or val split, images as bytes (3, h, w). classes: the names of those of both.
-    identity: which images these are, in words that are compared when a run is resumed.
+    val: the whole test or val split, images as bytes (3, h, w); None for a CSV alone. classes: the names of all.
+    identity: which images these are, in words that are compared when a run is resumed. notes: what users should know.
     """
 
     train: Dataset
     train_as_evaluated: Dataset
-    val: Dataset
+    val: Dataset | None
     classes: list[str]
     identity: dict[str, str]
+    notes: Sequence[str] = ()
 
     def unlabelled(self) -> str:
         """Says which classes have no image to train on, if any."""
-        trained, evaluated = set(labels_of(self.train)), Counter(labels_of(self.val))
+        trained, evaluated = set(labels_of(self.train)), Counter(labels_of(self.val) if self.val is not None else ())
         names = [name for label, name in enumerate(self.classes) if label not in trained]
         errors = sum(count for label, count in evaluated.items() if label not in trained)
         if not names:
@@ -86,7 +97,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms = {True: None, False: eval_transform(input_size(args))}
+    transforms, notes = {True: None, False: eval_transform(input_size(args))}, []
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
         classes = train.classes
@@ -95,17 +106,25 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         root = root if (root / "train").is_dir() else root / "ImageNet"
         train, val = (class_folders(split_folder(root, is_train), transforms[is_train]) for is_train in (True, False))
         classes = share_classes(train, val)
+    elif name == "CSV":
+        train, val, notes = labelled_lists(args, transforms[False])
+        classes = train.classes
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
         train, classes = inaturalist(root, year, "train", args.inat_category, None)
         val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
-    identity = {"train_images": describe_images(train), "val_images": describe_images(val)}
+    identity = {"train_images": describe_images(train)}
+    if val is not None:
+        identity["val_images"] = describe_images(val)
     if args.data_set.endswith("SUBSET"):
         listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
-    train_transform(args)(train[0][0]), val[0]  # what cannot be read or has the wrong size shows before the work begins
-    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity)
+    (
+        train_transform(args)(train[0][0]),
+        val and val[0],
+    )  # what cannot be read or has the wrong size shows before the work begins
+    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity, notes)
 
 
 def share_classes(train: ClassFolders, val: ClassFolders) -> list[str]:
@@ -134,13 +153,15 @@ def labels_of(images: Dataset) -> list[int]:
             for category, _ in images.index
         ]
         return [images.target_transform(label) if images.target_transform else label for label in named]
-    return images.targets if not isinstance(images, ClassFolders) else [label for _, label in images.samples]
+    return images.targets if not isinstance(images, ImageFiles) else [label for _, label in images.samples]
 
 
 def describe_images(images: Dataset) -> str:
     """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
     if isinstance(images, Subset):  # one split of iNaturalist
         names = (f"{row}/{images.dataset.index[row][1]}" for row in images.indices)
+    elif isinstance(images, ListedImages):  # whose labels may be corrected
+        names = (f"{path[len(str(images.root)) :]} {images.classes[label]}" for path, label in images.samples)
     elif isinstance(images, ClassFolders):
         names = (path[len(str(images.root)) :] for path, _ in images.samples)
     else:
@@ -199,37 +220,3 @@ class ExactSize:
                 f"is resized: all must be {self.size}x{self.size}"
             )
         return image
-
-
-def inaturalist(
-    root: Path, year: str, split: str, category: str, transform: Transform | None
-) -> tuple[Dataset, list[str]]:
-    """iNaturalist 2018 or 2019 in torchvision's layout, `<root>/<year>/<super category>/<category id>/*`.
-
-    (departure) The published code reads the annotations for everything; here they tell the split (`<split><year>.json`)
-    and, for levels of the taxonomy between species and super category, the names (`categories.json`).
-    Returns: the split and the names of its classes. Raises: InputError when one of the files is missing.
-    """
-    target = "super" if category == "supercategory" else "full"
-    try:
-        dataset = INaturalist(str(root), version=year, target_type=target, transform=transform, loader=open_rgb)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"iNaturalist {year} is not in {root / year} in torchvision's layout: {error}") from None
-    dataset.index.sort()  # torchvision lists files in the order of the file system
-    names = list(dataset.categories_index["super"]) if target == "super" else dataset.all_categories
-    if category not in ("name", "supercategory"):
-        taxonomy = read_json(root / "categories.json", "iNaturalist categories")
-        listed = {entry["id"]: entry[category] for entry in taxonomy}
-        names = sorted(set(listed.values()))
-        class_of = [names.index(listed[category_id]) for category_id in range(len(dataset.all_categories))]
-        dataset.target_transform = class_of.__getitem__
-    annotated = read_json(root / f"{split}{year}.json", f"iNaturalist {split} annotations")["images"]
-    in_split = {Path(image["file_name"]).parts[-3:] for image in annotated}
-    rows = [
-        row
-        for row, (category_id, file) in enumerate(dataset.index)
-        if (*Path(dataset.all_categories[category_id]).parts, file) in in_split
-    ]
-    if not rows:
-        raise InputError(f"none of the images in {root / year} is in {root}/{split}{year}.json")
-    return Subset(dataset, rows), names

@@ -1,18 +1,22 @@
 """Cheaper readouts: at the smallest budgets a classifier on frozen features beats finetuning the network."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedKFold
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.processes import Processes, autocast
 from common.progress import progress_bar
-from common.readouts import linear_readout, weighted_neighbours
+from common.readouts import fit_readout, top_accuracies
 from common.weight_update import to_network
 from deit.finetuning_data import FinetuningData
+
+FOLDS = 5
 
 
 def probe(
@@ -34,11 +38,34 @@ def probe(
     val, val_labels = features_of(model, data.val, processes.device, batch_size, amp_dtype)
     if len(set(labels.tolist())) < 2:
         raise InputError(f"--probe {kind} needs images of at least two classes, and all {len(labels)} are of one")
-    readout = linear_readout() if kind == "linear" else weighted_neighbours(len(labels), len(data.classes))
-    probabilities = readout.fit(train, labels).predict_proba(val)  # (n, classes in the subset)
-    ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
-    hits = ranked == val_labels[:, None]
-    return {"acc1": 100 * hits[:, 0].mean().item(), "acc5": 100 * hits.any(axis=1).mean().item()}
+    return top_accuracies(fit_readout(kind, train, labels, len(data.classes)), val, val_labels)
+
+
+def cross_validated(
+    kind: str,
+    model: nn.Module,
+    data: FinetuningData,
+    device: torch.device,
+    batch_size: int,
+    amp_dtype: torch.dtype | None = None,
+) -> dict[str, Any] | None:
+    """Accuracy of a readout of the frozen features on labelled images that it has not seen, over 5 folds.
+
+    Folds are stratified as far as the classes allow. Returns: top-1 accuracy in percent, its standard deviation over
+    the folds, and their number, which is smaller where no class has 5 images; None where none has two.
+    """
+    features, labels = features_of(model, data.train_as_evaluated, device, batch_size, amp_dtype)
+    folds = min(FOLDS, int(np.bincount(labels).max()))
+    if folds < 2:
+        return None
+    scores = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels))
+    for known, unseen in parts:
+        readout = fit_readout(kind, features[known], labels[known], len(data.classes))
+        scores.append(100 * (readout.predict(features[unseen]) == labels[unseen]).mean().item())
+    return {"acc1": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "folds": folds}
 
 
 @torch.inference_mode()

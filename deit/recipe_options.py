@@ -18,7 +18,8 @@ NO_INFLUENCE = (
     "accum_steps", "auto_resume", "cache_mb", "confusion_matrix", "cooldown_epochs", "device", "dist_eval", "dist_url",
     "eval", "eval_interval", "model_ema_force_cpu", "num_workers", "output_dir", "pin_mem", "probe", "resplit",
     "save_interval", "tensorboard", "world_size",
-    "batch_size", "data_path", "finetune", "resume", "subset_ids", "teacher_path", "total_batch_size",
+    "batch_size", "data_path", "finetune", "labels", "resume", "subset_ids", "teacher_path", "total_batch_size",
+    "val_labels",
 )  # fmt: skip
 
 
@@ -144,6 +145,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="JSON",
         help="chosen indices, for the ...SUBSET data sets; several files are joined",
     )
+    add("--labels", default=[], nargs="+", metavar="CSV", help="for CSV: path,label of images below --data-path")
+    add("--val-labels", metavar="CSV", help="the same, to evaluate on; without it a readout is cross-validated")
 
     args = parser.parse_args(argv)
     check_together(args)
@@ -155,6 +158,14 @@ def check_together(args: argparse.Namespace) -> None:
     if args.data_set.endswith("SUBSET") != bool(args.subset_ids):
         needs = "needs" if not args.subset_ids else "does not take"
         raise InputError(f"--data-set {args.data_set} {needs} --subset_ids, the JSON of chosen indices")
+    if (args.data_set == "CSV") != bool(args.labels):
+        needs = "needs" if not args.labels else "does not take"
+        raise InputError(f"--data-set {args.data_set} {needs} --labels, the CSV of paths and labels")
+    if args.val_labels and args.data_set != "CSV":
+        raise InputError(f"--data-set {args.data_set} does not take --val-labels")
+    wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
+    if wanted and args.data_set == "CSV" and not args.val_labels:
+        raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
     if args.opt not in list_optimizers():
         raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
     if args.distillation_type != "none" and not args.teacher_path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
@@ -108,6 +108,8 @@ def describe_run(
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
+    # What predict.py needs beside the weights.
+    run |= {"classes": data.classes, "mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
     if weights is not None:
         run["weights"] = weights
     teacher = recipe.loss.criterion.teacher

@@ -1,107 +1,120 @@
-"""Images per second of extract_feature.py by precision and batch size, against a plain float32 loop.
+"""Images per second of extract_feature.py against a plain loop, by the size of the images.
 
     python experiments/bench_extraction.py
 
-The plain loop reads, resizes and forwards the same images through the same network, batch by batch, and concatenates.
-All are measured in one run, in turn, several times; the figures are medians.
-
-On 2 cores of an Intel server CPU with AMX, --images 384 --repeats 3 --batch_sizes 128, in 2 minutes:
-
-    vit_small/16 at 224, 384 images, torch 2.15.0+cu132, 2 CPU threads
-    precision and batch size               images/s   ratio
-    plain loop, float32, 128                   20.0    1.00
-    extract_feature.py, off, 128               24.5    1.21
-    extract_feature.py, bf16, 128              69.3    3.44
+The plain loop is what one would write: timm's network in float32 and torchvision's ImageFolder in a DataLoader with the
+same number of workers, which decodes at full size. Both run in turn, several times, on the same files: 32 px PNGs,
+500x375 JPEGs and 4000x3000 JPEGs (12 megapixels). Figures are medians; "cores" is the processor time of both loops,
+workers included, and hardly depends on what else the machine does.
 """
 
 import argparse
+import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import timm
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
+import timm
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 
 from common.command_line import worker_count
 from common.feature_file import FeatureFile
 from common.processes import Processes, pick_device
-from data_selection.extract_feature import build_network, build_pool, extract, parse_args
+from data_selection.extract_feature import parse_args
+from data_selection.extraction.backbones import build_backbone
+from data_selection.extraction.extraction import amp_dtype, build_pool, extract
+
+KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}
 
 
-def write_images(folder: Path, count: int) -> None:
-    """JPEGs of smooth noise, 320x240, which decode at the speed of photographs of that size."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(
-            folder / f"{number:05d}.jpg", quality=90
-        )
+def write_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """An image of smooth noise, which decodes at the speed of a photograph of that size."""
+    coarse = rng.integers(0, 256, (max(4, size[1] // 8), max(4, size[0] // 8), 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 @torch.inference_mode()
-def plain_loop(args: argparse.Namespace, network: torch.nn.Module, pool: torch.utils.data.Dataset) -> torch.Tensor:
-    loader = DataLoader(pool, args.batch_size_per_gpu, num_workers=worker_count(args.num_workers))
-    device = pick_device(args.device)
-    features = torch.empty(0)
-    for images, _ in loader:
-        features = torch.cat([features, network.to(device)(images.to(device)).cpu()])
-    return features
+def plain_loop(network: torch.nn.Module, pool: Dataset, batch_size: int, workers: int, device: torch.device) -> None:
+    network.to(device)
+    loader = DataLoader(pool, batch_size, num_workers=worker_count(workers))
+    torch.cat([network(images.to(device)).cpu() for images, _ in loader])
 
 
-def ours(args: argparse.Namespace, network: torch.nn.Module, pool: torch.utils.data.Dataset, path: Path) -> None:
-    file = FeatureFile(path, len(pool), network.num_features, {})
-    file.prepare(resume=False)
-    file.open()
-    extract(args, network, pool, file, Processes(pick_device(args.device)))
-    file.finish()
+def seconds_of(work: Callable[[], None]) -> tuple[float, float]:
+    """Elapsed seconds, and processor seconds of this process and of its workers."""
+
+    def processor_seconds() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in used)
+
+    elapsed, processor = time.perf_counter(), processor_seconds()
+    work()
+    return time.perf_counter() - elapsed, processor_seconds() - processor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--images", type=int, default=128, help="of each kind; a quarter of them at 12 megapixels")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--arch", default="vit_small")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64, 128])
-    parser.add_argument("--amp", nargs="+", default=["off", "bf16"])
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="of extract_feature.py")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=16)
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        images, weights = Path(folder) / "images", Path(folder) / "weights.pth"
-        images.mkdir()
-        write_images(images, chosen.images)
-        torch.save(timm.create_model(f"{chosen.arch}_patch16_224", num_classes=0).state_dict(), weights)
-        common = ["--dataset", "Folder", "--data_path", str(images), "--arch", chosen.arch, "--device", chosen.device]
-        variants = {"plain loop, float32, 128": None}
-        for amp in chosen.amp:
-            for size in chosen.batch_sizes:
-                given = [*common, "--pretrained_weights", str(weights), "--amp", amp, "--batch_size_per_gpu", str(size)]
-                variants[f"extract_feature.py, {amp}, {size}"] = parse_args(given)
-        base = parse_args([*common, "--pretrained_weights", str(weights)])
-        network, pool = build_network(base), build_pool(base, images)
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(chosen.repeats):
-            for name, args in variants.items():
-                started = time.perf_counter()
-                if args is None:
-                    plain_loop(base, network, pool)
-                else:
-                    ours(args, network, pool, Path(folder) / "features.npy")
-                times[name].append(time.perf_counter() - started)
     device = pick_device(chosen.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{chosen.arch}/16 at 224, {chosen.images} images, torch {torch.__version__}, {where}")
-    print(f"{'precision and batch size':36} {'images/s':>10} {'ratio':>7}")
-    plain = times["plain loop, float32, 128"]
-    for name, seconds in times.items():
-        ratio = statistics.median(before / after for before, after in zip(plain, seconds, strict=True))
-        print(f"{name:36} {chosen.images / statistics.median(seconds):10.1f} {ratio:7.2f}")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{worker_count(1 << 16)} CPU cores"
+    print(f"{chosen.arch} at 224, --amp {chosen.amp}, torch {torch.__version__}, {where}")
+    print(f"{'':20}{'plain loop':>16}{'extract_feature.py':>20}{'ratio':>8}{'cores':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        network = timm.create_model(chosen.arch, num_classes=0).eval()
+        torch.save(network.state_dict(), f"{folder}/w.pth")
+        backbone = build_backbone(chosen.arch, weights=f"{folder}/w.pth")
+        for kind, (width, height, suffix) in KINDS.items():
+            root = Path(folder, kind)
+            count = chosen.images // (4 if width * height > 10**7 else 1)
+            (root / "class").mkdir(parents=True)
+            rng = np.random.default_rng(0)
+            for number in range(count):
+                write_photo(root / "class" / f"{number:05d}.{suffix}", (width, height), rng)
+            args = parse_args(["--dataset", "Folder", "--data_path", str(root)])
+            pool = build_pool(args, root, 224, "bicubic")
+            steps = [T.Resize((224, 224), T.InterpolationMode.BICUBIC), T.ToTensor()]
+            normalised = T.Compose([*steps, T.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)])
+            plain_pool = ImageFolder(str(root), normalised)
+            file = FeatureFile(root / "features.npy", count, network.num_features, {})
+
+            def ours(pool=pool, file=file) -> None:
+                file.prepare(resume=False)
+                file.open()
+                amp = amp_dtype(chosen.amp, Processes(device))
+                extract(backbone, pool, file, Processes(device), chosen.batch_size, chosen.num_workers, amp)
+                file.finish()
+
+            def plain(pool=plain_pool) -> None:
+                plain_loop(network, pool, chosen.batch_size, chosen.num_workers, device)
+
+            measured = [(seconds_of(plain), seconds_of(ours)) for _ in range(chosen.repeats)]
+            speeds = [count / statistics.median(pair[which][0] for pair in measured) for which in (0, 1)]
+            ratios = [statistics.median(pair[0][what] / pair[1][what] for pair in measured) for what in (0, 1)]
+            print(
+                f"{kind:20}{speeds[0]:10.1f} img/s{speeds[1]:14.1f} img/s{ratios[0]:8.2f}{ratios[1]:8.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -24,16 +24,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import numpy as np
 import torch
 import torchvision.transforms as T
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
 from common.command_line import worker_count
@@ -43,6 +44,7 @@ from deit.engine import end_epoch, train_one_epoch
 from deit.finetuning_data import build_datasets
 from deit.recipe_options import parse_args
 from deit.run_parts import build_model, build_plan, build_recipe, build_state, build_train_loader
+from experiments.bench_extraction import write_photo
 
 SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=4 num_heads=3"
 SMALL_VIT_32, SMALL_VIT_224 = f"{SMALL_VIT} img_size=32 patch_size=8", f"{SMALL_VIT} img_size=224 patch_size=56"
@@ -56,14 +58,13 @@ CASES = {  # name: images, their size, options of main.py, epochs timed together
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs of smooth noise, which decode at the speed of photographs of that size."""
+    """An image folder whose val split is a part of train."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        coarse = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
         for split in ("train", "val") if number < 20 else ("train",):
             path = folder / split / str(number % 10) / f"{number:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+            write_photo(path, size, rng)
 
 
 def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
@@ -111,8 +112,8 @@ def our_epochs(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def seconds_an_epoch(epochs: Iterator[None], count: int) -> float:
-    """Of `count` epochs in a row: several where they are short, for batches are prepared a few ahead."""
+def seconds_per_epoch(epochs: Iterator[None], count: int) -> float:
+    """Mean of `count` epochs in a row: several where they are short, because batches are prepared a few ahead."""
     started = time.perf_counter()
     for _ in range(count):
         next(epochs)
@@ -140,7 +141,7 @@ def main() -> None:
             ])  # fmt: skip
             plain, ours = plain_epochs(args), our_epochs(args)
             next(plain), next(ours)  # the first epoch of each warms up
-            times = [(seconds_an_epoch(plain, epochs), seconds_an_epoch(ours, epochs)) for _ in range(repeats)]
+            times = [(seconds_per_epoch(plain, epochs), seconds_per_epoch(ours, epochs)) for _ in range(repeats)]
         per_epoch = [statistics.median(column) for column in zip(*times, strict=True)]
         ratio = statistics.median(before / after for before, after in times)
         draws = len(RepeatedAugmentationSampler(count))

@@ -15,17 +15,19 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
-
-sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
 from common.feature_file import read_features
 from common.files import make_output_dir, write_json
 from common.processes import pick_device
+from common.progress import progress_bar
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.pool import Candidates, Pool, read_rows
@@ -101,7 +103,7 @@ def main(argv: list[str] | None = None) -> Path:
     pool = read_rows(features, pick_device(args.device))  # (n, d)
     sample = pool[random_part(n, args.emd_samples, seed=0)]  # (m, d)
     results: dict[int, dict[str, np.ndarray]] = {}
-    with tqdm(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
+    with progress_bar(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
         for budget in budgets:
             runs, of_random = [], []
             for seed in args.seeds:

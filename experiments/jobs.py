@@ -1,7 +1,7 @@
 """Commands that run several at a time, each once: what is finished is skipped, what was stopped is resumed.
 
 Starting Python with torch and timm takes seconds, more than many of the commands themselves. So a fork server imports
-them once, and each process of the pool that it forks runs one command after the other.
+them once, and each process that it forks runs one command after the other.
 """
 
 import importlib
@@ -28,12 +28,13 @@ from tqdm import tqdm
 from common.command_line import run
 from common.errors import InputError
 from common.files import make_output_dir, read_json, write_json
+from common.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the scripts import; nothing of it touches a GPU.
 PRELOADED = ["torch", "timm", "torchvision", "sklearn.cluster", "scipy.stats", "matplotlib.pyplot"]
 SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
-BUSY = threading.Lock()  # held in a process of the pool while it runs a command
+BUSY = threading.Lock()  # held while a process runs a command
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,23 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     stale = sum(recorded(job).get("commands", job.commands) != job.commands for job in waiting)
     again = f", {stale} of them again, with other options" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
-    running: dict[Future, Job] = {}
-    with tqdm(total=len(jobs), initial=len(finished), unit="cmd", smoothing=0) as bar, workers(slots, running) as pool:
+    running: dict[Future, tuple[Job, ProcessPoolExecutor]] = {}
+    bar = progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0)
+    with bar, workers(slots, running) as free:
         while waiting or running:
-            while len(running) < len(slots) and (job := next_of(waiting, finished)):
+            while free and (job := next_of(waiting, finished)):
                 waiting.remove(job)
                 prepare(job)
                 tqdm.write(job.command)
-                running[pool.submit(run_command, job.script, job.options, str(job.log))] = job
+                slot = free.pop(0)
+                running[slot.submit(run_command, job.script, job.options, str(job.log))] = job, slot
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                seconds = seconds_of(future, running)
-                job = running.pop(future)
+                job, slot = running.pop(future)
+                seconds = seconds_of(job, future)
                 note(job, seconds)
                 for file in job.folder.glob(job.discarded) if job.discarded else ():
                     file.unlink()
+                free.append(slot)
                 finished.add(job)
                 bar.update()
                 tqdm.write(f"    {job.name}: {describe(job)} ({seconds} s)")
@@ -144,51 +148,50 @@ def next_of(waiting: Sequence[Job], finished: set[Job]) -> Job | None:
     return next((job for job in waiting if finished.issuperset(job.needs)), None)
 
 
-def seconds_of(future: Future, running: Mapping[Future, Job]) -> float:
-    """What a command took. Raises InputError when it failed."""
-    job = running[future]
+def seconds_of(job: Job, future: Future) -> float:
+    """How long a command took that is over. Raises InputError when it failed."""
     try:
         code, seconds = future.result()
     except BrokenProcessPool:
-        names = "; ".join(job.name for job in running.values())
-        raise InputError(f"a command was killed, of memory perhaps: {names}; try a smaller --jobs") from None
+        raise InputError(f"{job.name} was killed, for want of memory perhaps: try a smaller --jobs") from None
     if code or not job.result.exists():
         said = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
         raise InputError(
             f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
         )
-    return round(seconds, 1)
+    return seconds
 
 
 @contextmanager
-def workers(slots: Sequence[Mapping[str, str]], running: Mapping[Future, Job]) -> Iterator[ProcessPoolExecutor]:
-    """A pool with a process for each slot. On an error or Ctrl-C the running commands are told to save and stop."""
+def workers(slots: Sequence[Mapping[str, str]], running: Mapping[Future, tuple]) -> Iterator[list[ProcessPoolExecutor]]:
+    """A pool of one process for each slot. On an error or Ctrl-C the running commands are told to save and stop.
+
+    (One pool of several would not notice the death of a process that it started after the first.)
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
-    environments = context.SimpleQueue()
-    for slot in slots:
-        environments.put(dict(slot))
     driver_is_gone, driver = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(len(slots), context, start_worker, (environments, driver_is_gone))
+    pools = [ProcessPoolExecutor(1, context, start_worker, (dict(slot), driver_is_gone)) for slot in slots]
     try:
-        yield pool
+        yield [*pools]
     except BaseException:
-        if running:
-            names = "; ".join(job.name for job in running.values())
-            tqdm.write(f"stopping {names}: the same command resumes from here", file=sys.stderr)
         driver.close()
+        if running:
+            names = "; ".join(job.name for job, _ in running.values())
+            tqdm.write(f"stopping {names}: the same command resumes from here", file=sys.stderr)
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
         driver.close()
         driver_is_gone.close()
 
 
-def start_worker(environments: multiprocessing.SimpleQueue, driver_is_gone: Connection) -> None:
-    """In a new process of the pool: take a slot, and watch the driver."""
+def start_worker(environment: dict[str, str], driver_is_gone: Connection) -> None:
+    """In a new process: be ready for commands, and watch the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then asks its commands to save
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
-    os.environ.update(environments.get())
+    os.environ.update(environment)
     threading.Thread(target=end_with_driver, args=(driver_is_gone,), daemon=True).start()
 
 
@@ -206,7 +209,7 @@ def end_with_driver(driver_is_gone: Connection) -> None:
 
 
 def run_command(script: str, options: str, log: str) -> tuple[object, float]:
-    """In a process of the pool: run the script's `main` as `python script options` would, its output appended to a log.
+    """In such a process: run the script's `main` as `python script options` would, its output appended to a log.
 
     Returns: the exit code and the seconds.
     """
@@ -226,4 +229,4 @@ def run_command(script: str, options: str, log: str) -> tuple[object, float]:
             traceback.print_exc()
             code = 1
         sys.stdout.flush()
-        return code, time.monotonic() - started
+        return code, round(time.monotonic() - started, 1)

@@ -25,15 +25,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number, worker_count
 from common.errors import InputError
 from common.files import ADE20K, atomic_file, make_output_dir, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
-from experiments.comparison import Comparison, Result
+from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
 from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
 from experiments.table import columns_of, markdown
@@ -118,12 +116,15 @@ def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
     gpus = visible_gpus() if protocol.on_gpus else []
     cores = worker_count(os.cpu_count() or 1)
     count = jobs or len(gpus) or (1 if protocol.on_gpus else cores)
-    # Read by the processes of the pool, when they load torch and scikit-learn.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    share = max(1, cores // count)
+    # Read when the commands' processes load torch and scikit-learn.
+    os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ.get("OMP_NUM_THREADS", share))))
     return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
 
 
 def visible_gpus() -> list[str]:
+    import torch
+
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
-from common.feature_file import read_features, read_image_paths
+from common.feature_file import read_features
 from common.files import atomic_file
+from common.pool_paths import read_image_paths
 from common.subset_file import read_subset_ids
 from experiments.protocols import METHODS, READOUTS
 from experiments.table import Column, mean_and_std

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import ttest_ind_from_stats
 
-from experiments.comparison import Result
+from experiments.cells import Result
 from experiments.protocols import METHODS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, READOUTS, REPORTED, published_accuracy
 
 LEVEL = 0.05
@@ -130,8 +130,8 @@ def legend(dataset: str, seeds: int, finetuning: str, score: str) -> str:
     """What the numbers and marks mean, as a list."""
     lines = [
         f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of selection and training alike.",
-        f"{score.capitalize()} on the whole test or validation split. Finetuned with `{finetuning}`; the end of a run "
-        "counts.",
+        f"{score[0].upper()}{score[1:]} on the whole test or validation split. "
+        f"Finetuned with `{finetuning}`; the end of a run counts.",
         "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
         "▲, ▼: significantly above, below Random.",
         f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "

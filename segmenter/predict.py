@@ -8,8 +8,8 @@ so that viewers show colours), and masks/overlays/<name>.png, the images tinted 
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 import common  # noqa: F401 - before torch is loaded, see common/__init__.py
@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from common.checkpoints import fetch_checkpoint
 from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
 from common.image_datasets import image_folder
+from common.images import open_rgb
 from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
+from common.run_folder import read_trained
 from common.scenes import MaskLabels
 from segmenter.evaluation import SlidingWindow
 from segmenter.models import PixelClassifier
@@ -50,10 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_model(source: str) -> tuple[PixelClassifier, argparse.Namespace, MaskLabels]:
     """The model of a checkpoint, the options it was trained with, and its classes. Raises InputError."""
-    checkpoint: dict[str, Any] = fetch_checkpoint(source)
+    checkpoint, recipe, classes = read_trained(source, "segmenter/main.py")
     try:
-        recipe, classes = argparse.Namespace(**checkpoint["args"]), tuple(checkpoint["run"]["classes"])
-        labels = MaskLabels(classes, recipe.ignore_label, recipe.reduce_zero_label)
+        labels = MaskLabels(tuple(classes), recipe.ignore_label, recipe.reduce_zero_label)
         model = build_model(recipe, len(classes))
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{source} is no checkpoint of segmenter/main.py: {error}") from None
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Returns: the folder that was written into."""
     args = parse_args(argv)
     device = pick_device(args.device)
-    images = image_folder(Path(args.data_path))
+    images = image_folder(Path(args.data_path), loader=partial(open_rgb, upright=True))
     model, recipe, labels = read_model(args.checkpoint)
     stems = [Path(path).stem for path, _ in images.samples]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):

@@ -57,7 +57,8 @@ def plot_predictions(
         for axis, (title, view) in zip(row, views.items(), strict=True):
             axis.imshow(view)
             axis.set_axis_off()
-            axis.set_title(title if row is axes[0] else "")
+            if index == shown[0]:
+                axis.set_title(title)
         seen |= set(np.unique(np.concatenate([truth.ravel(), predicted.ravel()])).tolist()) - {IGNORED}
     named = sorted(seen)[:MOST_NAMED_CLASSES]
     patches = [Patch(color=colours[index] / 255, label=scenes.labels.classes[index]) for index in named]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from common.networks import preprocessing
 from common.scenes import IGNORED
 
 CROP_DRAWS = 10
@@ -24,22 +24,24 @@ def train_transform(args: argparse.Namespace) -> v2.Compose:
         v2.RandomHorizontalFlip(args.flip),
         to_float(),
         PhotometricDistortion(args.photometric),
-        normalize(),
+        normalize(args.model),
         PadTo(args.crop_size),
     ])  # fmt: skip
 
 
 def eval_transform(args: argparse.Namespace) -> v2.Compose:
     """Resize the image and normalise it; the mask stays in its own resolution."""
-    return v2.Compose([ResizeImage(args.short_side, args.long_side), to_float(), normalize()])
+    return v2.Compose([ResizeImage(args.short_side, args.long_side), to_float(), normalize(args.model)])
 
 
 def to_float() -> v2.ToDtype:
     return v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
 
 
-def normalize() -> v2.Normalize:
-    return v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+def normalize(model: str) -> v2.Normalize:
+    """With ImageNet's mean and std, or those of the network's own pretraining."""
+    prepared = preprocessing(model)
+    return v2.Normalize(prepared.mean, prepared.std)
 
 
 def uniform(low: float, high: float) -> float:

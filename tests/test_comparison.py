@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.stats import ttest_ind
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
-from experiments.comparison import Cell, Comparison, Result, labelled_features
+from experiments.cells import Cell, Comparison, Result, labelled_features
 from experiments.jobs import Job, is_finished, note, prepare, run_jobs
 from experiments.paper_table import main, parse_args
 from experiments.plots import plot_accuracies
@@ -412,23 +413,27 @@ def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(
     assert "does not fit the model" in (out / "features" / "command.log").read_text()
 
 
-def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
+def finetuning_job(finished_table: Path, folder: Path, epochs: int) -> Job:
+    """A finetuning on the random subset of a finished table."""
     done = finished_table / "40_percent" / "random" / "seed_0" / "finetuned"
     command = json.loads((done / "command.json").read_text())["commands"][-1]
-    options = command.split("main.py ")[1].removesuffix(")")
+    options = command.split("main.py ")[1].removesuffix(")").replace(str(done), str(folder))
+    return Job(folder.name, "deit/main.py", f"{options} --epochs {epochs}", folder, folder / "summary.json")
 
-    def run_of(name: str, epochs: int) -> Job:
-        folder = tmp_path / name
-        given = f"{options.replace(str(done), str(folder))} --epochs {epochs}"
-        return Job(name, "deit/main.py", given, folder, folder / "summary.json")
 
-    short, endless = run_of("short", 1), run_of("endless", 1000000)
+def wait_for_an_epoch(job: Job) -> None:
+    log = job.folder / "log.txt"
+    while not (log.is_file() and log.read_text()):
+        time.sleep(0.01)
+
+
+def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(finished_table, tmp_path):
+    short = finetuning_job(finished_table, tmp_path / "short", 1)
+    endless = finetuning_job(finished_table, tmp_path / "endless", 1000000)
 
     def interrupt(job: Job) -> str:
         assert job == short
-        log = endless.folder / "log.txt"
-        while not (log.is_file() and log.read_text()):  # an epoch is over
-            time.sleep(0.01)
+        wait_for_an_epoch(endless)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -436,6 +441,24 @@ def test_an_interrupted_comparison_leaves_no_process_and_keeps_what_is_done(fini
     assert multiprocessing.active_children() == []
     assert is_finished(short) and not is_finished(endless)
     assert "stopped by SIGTERM" in endless.log.read_text() and (endless.folder / "checkpoint.pth").is_file()
+
+
+def test_a_killed_command_stops_the_comparison_with_one_line_and_the_others_save(finished_table, tmp_path):
+    jobs = [finetuning_job(finished_table, tmp_path / name, 1000000) for name in ("first", "second")]
+
+    def kill_one() -> None:
+        for job in jobs:
+            wait_for_an_epoch(job)
+        multiprocessing.active_children()[0].kill()
+
+    with (
+        ThreadPoolExecutor() as thread,
+        pytest.raises(InputError, match="(first|second) was killed, for want of memory perhaps"),
+    ):
+        thread.submit(kill_one)
+        run_jobs(jobs, [{}, {}], str)
+    assert multiprocessing.active_children() == []
+    assert sum("stopped by SIGTERM" in job.log.read_text() for job in jobs) == 1
 
 
 def test_the_makefile_runs_the_digits_table():

@@ -24,7 +24,7 @@ from common.image_loader import ImageLoader
 from common.run_folder import RunFolder
 from deit.main import main
 
-SECONDS = 60  # until a run that hangs is given up; an error takes a few
+SECONDS = 120  # until a run that hangs is given up; an error takes a few
 
 
 def options(pool: Path, backbone: Path, *extra: object) -> list[str]:
@@ -49,7 +49,8 @@ def run_in_a_session(command: list[str], **limits: int) -> tuple[int, str]:
         for name, value in limits.items():
             resource.setrlimit(getattr(resource, name), (value, value))
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # No bytecode: a limit on the size of files would cut it short, for whoever imports it next.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.Popen(
         command, cwd=ROOT / "deit", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=limit,

@@ -27,7 +27,8 @@ from test_nothing_lost import Nursery
 
 from common.command_line import run
 from common.errors import InputError
-from common.feature_file import FeatureFile, paths_file, read_features, read_image_paths, unfinished
+from common.feature_file import FeatureFile, read_features, unfinished
+from common.pool_paths import paths_file, read_image_paths
 from data_selection.extract_feature import main
 from data_selection.extraction import extraction
 from data_selection.extraction.backbones import build_backbone, image_features

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import mixture
 
 from common.errors import InputError
-from common.feature_file import write_image_paths
+from common.pool_paths import write_image_paths
 from data_selection.activeft import reference, select
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates

@@ -11,7 +11,7 @@ from conftest import write_image
 from PIL import Image
 
 from common.errors import InputError
-from common.feature_file import write_image_paths
+from common.pool_paths import write_image_paths
 from data_selection.evidence.page import page
 from data_selection.evidence.projection import project
 from data_selection.sample_tools import report
@@ -318,6 +318,26 @@ def test_bad_files_give_one_clear_error_and_no_report(file, content, message, gi
     with pytest.raises(InputError, match=message):
         write_report(given)
     assert not (given / "report").exists()
+
+
+def describe(path: Path, **other) -> None:
+    known = {"model": "vit", "weights": "a/w.pth", "feature": "CLS", "d": D, "input_size": 224, "mean": [0.5] * 3,
+             "std": [0.5] * 3, "interpolation": "bicubic"}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps({**known, **other}))
+
+
+def test_the_report_says_what_the_features_are(given, capsys):
+    describe(given / "pool.npy")
+    describe(given / "held_out.npy", weights="moved/w.pth")
+    content = read_report(given, "--eval_feature_path", given / "held_out.npy")
+    assert content["features"]["weights"] == "a/w.pth" and "features of vit, weights a/w.pth" in capsys.readouterr().out
+
+
+def test_held_out_features_of_another_network_are_refused(given):
+    describe(given / "pool.npy")
+    describe(given / "held_out.npy", input_size=256)
+    with pytest.raises(InputError, match="has other features than the pool: input_size 256 instead of 224"):
+        write_report(given, "--eval_feature_path", given / "held_out.npy")
 
 
 def test_a_pool_without_labels_cannot_be_evaluated(given):

@@ -140,6 +140,12 @@ def test_when_no_checkpoint_of_a_folder_can_be_read_the_run_does_not_start_over(
     assert (tmp_path / "log.txt").read_text() == log
 
 
+def test_a_run_that_finds_nothing_to_resume_says_that_it_starts(pool, backbone, tmp_path, capsys):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 1]
+    main(options(pool, backbone, tmp_path, *given))
+    assert f"no checkpoint in {tmp_path}: starting at epoch 0" in capsys.readouterr().out
+
+
 def test_when_one_checkpoint_of_two_cannot_be_read_this_is_said(pool, backbone, tmp_path, capsys):
     given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 2]
     main(options(pool, backbone, tmp_path, *given))
@@ -173,6 +179,15 @@ def test_weights_that_are_not_finite_are_named(pool, tmp_path):
     given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 2]
     with pytest.raises(InputError, match="broken.pth holds weights that are not finite: blocks.1.mlp.fc1.bias$"):
         main(options(pool, tmp_path / "broken.pth", tmp_path / "out", *given))
+
+
+def test_weights_of_an_own_checkpoint_that_are_not_finite_are_named(finished, pool, backbone, tmp_path):
+    broken = read_checkpoint(finished / "out" / "checkpoint.pth")
+    broken["model"]["head.bias"][0] = float("inf")
+    torch.save(broken, tmp_path / "broken.pth")
+    given = ["--subset_ids", finished / "A.json", "--epochs", 3, "--resume", tmp_path / "broken.pth"]
+    with pytest.raises(InputError, match="broken.pth holds weights that are not finite: head.bias$"):
+        main(options(pool, backbone, tmp_path / "out", *given))
 
 
 def test_the_moving_average_of_a_short_run_is_said_to_be_its_first_weights_unless_it_is_warmed_up(

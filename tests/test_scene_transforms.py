@@ -19,7 +19,13 @@ from segmenter.scene_transforms import (
 
 
 def options(**changed) -> argparse.Namespace:
-    published = {"scale": (0.5, 2.0), "max_class_share": 0.75, "flip": 0.5, "photometric": 0.5}
+    published = {
+        "model": "vit_small_patch16_224",
+        "scale": (0.5, 2.0),
+        "max_class_share": 0.75,
+        "flip": 0.5,
+        "photometric": 0.5,
+    }
     return argparse.Namespace(**{**published, "crop_size": 32, "short_side": 40, "long_side": 160, **changed})
 
 
@@ -106,3 +112,5 @@ def test_evaluation_resizes_and_normalises_the_image_and_leaves_the_mask_in_its_
     assert resized.shape == (3, 30, 40) and torch.equal(same, mask)
     darkest = (30 / 255 - IMAGENET_DEFAULT_MEAN[0]) / IMAGENET_DEFAULT_STD[0]
     assert resized[0].min().item() == pytest.approx(darkest, abs=1e-2)
+    own, _ = eval_transform(options(short_side=30, model="vit_small_patch16_224.augreg_in21k"))(image, mask)
+    assert own[0].min().item() == pytest.approx((30 / 255 - 0.5) / 0.5, abs=1e-2)

@@ -12,7 +12,8 @@ from digit_scenes import CLASSES, write_scenes
 from PIL import Image
 
 from common.errors import InputError
-from common.feature_file import read_features, read_image_paths
+from common.feature_file import read_features
+from common.pool_paths import read_image_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
@@ -28,7 +29,7 @@ def data_of(root: Path, **changed) -> object:
     options = {
         "data_path": str(root), "class_names": None, "num_classes": None, "ignore_label": 255,
         "reduce_zero_label": True, "subset_ids": [], "short_side": 40, "long_side": 160, "num_workers": 0,
-        "eval": False,
+        "eval": False, "model": "vit_small_patch16_224",
     }  # fmt: skip
     return build_data(argparse.Namespace(**{**options, **changed}), Processes())
 

@@ -279,6 +279,17 @@ def test_predictions_are_label_images_that_score_as_the_run_did_and_overlays(sce
     assert json.loads((output / "classes.json").read_text())["4"] == "digit 3"
 
 
+def test_photos_are_predicted_upright(scenes, backbone, tmp_path):
+    main(options(scenes, backbone, "--iterations", 1, "--output_dir", tmp_path / "out"))
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (40, 60)).save(tmp_path / "photos" / "a.jpg", exif=exif)
+    where = ["--data_path", str(tmp_path / "photos"), "--output", str(tmp_path / "masks")]
+    segmenter.predict.main(["--checkpoint", str(tmp_path / "out/checkpoint.pth"), *where, "--device", "cpu"])
+    assert Image.open(tmp_path / "masks/labels/a.png").size == (60, 40)
+
+
 @pytest.mark.parametrize("given", ["backbone", "photos"])
 def test_predicting_with_what_is_no_model_or_from_what_is_no_folder_is_refused(given, scenes, backbone, tmp_path):
     photos = scenes / "images/validation" if given == "backbone" else tmp_path / "nowhere"

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import InputError
-from common.feature_file import paths_file, read_features, read_image_paths
+from common.feature_file import difference, in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
+from common.pool_paths import paths_file, read_image_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, read_subset_ids
 from data_selection.activeft.pool import read_rows
@@ -39,12 +40,15 @@ def write_report(args: argparse.Namespace) -> Path:
     Returns: the path of the page. Raises: InputError, before any work, for anything that does not fit.
     """
     features, labels = read_features(args.feature_path)
+    described = read_description(args.feature_path)
+    if described:
+        print(f"features of {in_words(described)}")
     n, d = features.shape
     if (unknown := int((labels < 0).sum())) not in (0, n):
         print(f"{unknown} of {n} images have no label: the report says nothing about classes")
     labels = known_labels(labels)
     subsets = read_subsets(args.subset_ids, args.feature_path, n)
-    held_out = read_held_out(args.eval_feature_path, d, labels) if args.eval_feature_path else None
+    held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     paths = image_paths(args.feature_path, n, subsets)
     pixels = read_pixel_classes(paths, args)
@@ -67,6 +71,7 @@ def write_report(args: argparse.Namespace) -> Path:
             random,
         ),
         "options": vars(args),
+        "features": described,
         "n": n,
         "d": d,
         "emd_pool_samples": len(evaluator.emd_sample(n)),
@@ -94,7 +99,7 @@ def write_report(args: argparse.Namespace) -> Path:
     write_json(folder / "report.json", report)
     write_represents(folder / "represents.npz", subsets, evaluations)
     with atomic_file(folder / "report.html") as temporary:
-        temporary.write_text(page({"report": report, "gallery": gallery}))
+        temporary.write_text(page({"report": report, "gallery": gallery}), encoding="utf-8")
     print_summary(report, folder)
     return folder / "report.html"
 
@@ -151,11 +156,13 @@ def known_labels(labels: np.ndarray) -> np.ndarray | None:
     return labels if (labels >= 0).all() else None
 
 
-def read_held_out(path: str, d: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def read_held_out(path: str, feature_path: str, d: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Held-out features (m, d) and labels (m,). Raises InputError unless they, and the pool's labels, can be used."""
     features, held_out_labels = read_features(path)
     if features.shape[1] != d:
         raise InputError(f"--eval_feature_path {path} has {features.shape[1]} features per row, and the pool has {d}")
+    if differs := difference(read_description(feature_path), read_description(path)):
+        raise InputError(f"--eval_feature_path {path} has other features than the pool: {differs}")
     if labels is None:
         raise InputError("--eval_feature_path needs a label for every sample of the pool, and some are -1 (unknown)")
     if known_labels(held_out_labels) is None:

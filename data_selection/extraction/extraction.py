@@ -10,44 +10,37 @@ from zlib import crc32
 
 import torch
 import torchvision.transforms as T
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
-from common.feature_file import FeatureFile, description_file, in_words, pool_images, write_image_paths
+from common.feature_file import FeatureFile, description_file, in_words
 from common.files import atomic_file, locked, write_json
-from common.image_datasets import cifar, class_folders, image_folder
+from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_folder, image_list, image_tree
 from common.image_loader import ImageLoader
 from common.images import open_rgb
+from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
 from common.processes import Processes, autocast, launched
 from common.progress import progress_bar
 from common.scenes import scene_images
 from data_selection.extraction.backbones import VITS, Backbone, build_backbone
 
 # Options that change no row of the feature file.
-NO_INFLUENCE = ("num_workers", "device", "resume", "output_dir", "extra_name", "data_path", "input_size")
+NO_INFLUENCE = (
+    "num_workers",
+    "device",
+    "resume",
+    "output_dir",
+    "extra_name",
+    "data_path",
+    "input_size",
+    "image_column",
+)
 CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+OWN_IMAGES = ("Folder", "List", "HF")
 DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
 FIRST_NAMED = 3
-
-
-class PoolImages(Dataset):
-    """The images of a pool as bytes (3, h, w), their labels, and whether they can be read: black where not."""
-
-    def __init__(self, images: Dataset, input_size: int):
-        self.images, self.input_size = images, input_size
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int, bool]:
-        try:
-            pixels, label = self.images[row]
-        except InputError:
-            return torch.zeros(3, self.input_size, self.input_size, dtype=torch.uint8), -1, False
-        return pixels, label, True
 
 
 def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolation: str) -> Dataset:
@@ -60,8 +53,14 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
         return class_folders(root, transform)
     if args.dataset == "ADE20K":
         return scene_images(root, transform)
-    if args.dataset == "Folder":  # (departure) own photos are turned upright, and large ones decoded at a smaller size
-        return image_folder(root, transform, partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size))
+    if args.dataset in OWN_IMAGES:  # (departure) own photos are upright, and large ones decoded at a smaller size
+        loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size)
+        if args.dataset == "HF":
+            from common.hf_images import HFImages  # an optional package
+
+            return HFImages(args.data_path, args.split, args.image_column, transform, loader)
+        kinds = {"List": image_list, "Folder": image_tree if args.no_labels else image_folder}
+        return kinds[args.dataset](root, transform, loader)
     return cifar(args.dataset, root, train=args.split == "train", transform=transform)
 
 
@@ -83,7 +82,9 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         with processes.main_first():
             pool = build_pool(args, root, prepared.input_size, prepared.interpolation)
         described = backbone.describe()
-        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone), stamps(root, pool, processes))
+        file = FeatureFile(
+            path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps(root, pool, processes)
+        )
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
@@ -97,15 +98,22 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
 
 
 def stamps(root: Path, pool: Dataset, processes: Processes) -> Sequence | None:
-    return pool_images(root, pool.samples) if processes.is_main and hasattr(pool, "samples") else None
+    return pool_images(folder_of(root), pool.samples) if processes.is_main and hasattr(pool, "samples") else None
 
 
-def fingerprint(args: argparse.Namespace, backbone: Backbone) -> dict[str, Any]:
+def folder_of(root: Path) -> Path:
+    """Of a list of images the folder that it lies in."""
+    return root.parent if root.is_file() else root
+
+
+def fingerprint(args: argparse.Namespace, backbone: Backbone, pool: Dataset) -> dict[str, Any]:
     """What the features depend on beside the images: an extraction is continued only if all of it is unchanged."""
     weights = [weight.numpy().tobytes() for weight in backbone.network.state_dict().values()]
     options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
     size, mean, std, interpolation = backbone.preprocessing
     images = {"input_size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
+    if hasattr(pool, "identity"):  # images that are no files
+        images["images_of"] = pool.identity
     return {**options, **images, "weights": crc32(b"".join(weights))}
 
 
@@ -143,7 +151,7 @@ def extract(
     processes.barrier()  # all have seen what is missing before anyone fills it in
     blocks = blocks[processes.part(len(blocks))]
     device, prepared = processes.device, backbone.preprocessing
-    images = PoolImages(pool, prepared.input_size)
+    images = ImagesOrBlack(pool, prepared.input_size)
     loader = ImageLoader(images, blocks, batch_size, num_workers, pin_memory=device.type == "cuda")
     backbone.network.to(device)
     mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (prepared.mean, prepared.std))
@@ -180,8 +188,17 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
+    classes = getattr(pool, "classes", [])
     if hasattr(pool, "samples"):
-        write_image_paths(file.path, root, (image for image, _ in pool.samples))
+        write_image_paths(
+            file.path,
+            folder_of(root),
+            (image for image, _ in pool.samples),
+            (image.size for image in file.images),
+            classes,
+        )
+    elif hasattr(pool, "names"):
+        write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, pool.source))
     write_json(description_file(file.path), described, indent=1)
     file.finish()
     listing.unlink(missing_ok=True)
@@ -194,4 +211,5 @@ def reason(pool: Dataset, row: int) -> str:
         pool[row]
     except InputError as error:
         return str(error).removesuffix("; repair or remove it")
-    return f"{pool.samples[row][0]} could not be read before: it can be now"
+    name = pool.samples[row][0] if hasattr(pool, "samples") else pool.names[row]
+    return f"{name} could not be read before: it can be now"

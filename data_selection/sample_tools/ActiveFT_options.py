@@ -89,7 +89,7 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
         return result
 
     with launched(args.device) as processes:
-        request = read_request(args, partial(subset_name, args))
+        request = read_request(args, partial(subset_name, args), processes)
         if processes.is_main:
             print(estimate(request, settings, processes.size), flush=True)
         return select_subsets(request, optimise, processes)

@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> Path:
     with launched(args.device) as processes:
         if processes.size > 1:
             raise InputError(f"baselines run in one process, not in {processes.size}")
-        request = read_request(args, partial(subset_name, args))
+        request = read_request(args, partial(subset_name, args), processes)
         method = lambda pool, k: Selection(select_indices(args, pool, k, args.method))  # noqa: E731
         return select_subsets(request, method, processes, unit=args.method != "coreset")
 

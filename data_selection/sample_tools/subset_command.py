@@ -1,7 +1,6 @@
 """What all selection scripts share: the options of pool and budget, the loop over budgets, and the files written."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,15 +9,18 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import torch
 
 from common.command_line import number, seed_number
 from common.errors import InputError
-from common.feature_file import read_features, read_image_paths
+from common.feature_file import read_features
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
-from common.subset_file import losses_file, read_subset_ids
-from data_selection.activeft.pool import Candidates, Pool, read_pool
+from common.subset_file import losses_file, read_labeled_ids, read_subset_ids
+from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.settings import Selection
+from data_selection.evidence.duplicates import duplicate_of
+from data_selection.sample_tools.subset_export import Exports, add_export_options, read_exports, represented
 
 Method = Callable[[Pool, int], Selection]
 
@@ -40,10 +42,21 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
         metavar="P,P,...",
         help="several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger",
     )
-    add("--labeled_ids", help="JSON list of samples that have labels: they count as chosen, beside the budget")
+    add(
+        "--labeled_ids",
+        nargs="+",
+        help="JSON lists of samples that have labels, or CSVs (path,label) with some: they count as chosen, beside the "
+        "budget",
+    )
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
+    add(
+        "--drop_duplicates",
+        type=number(float, above=0, maximum=1),
+        metavar="COSINE",
+        help="of images that are so similar, choose one at most, and none like a labelled one; all stay covered",
+    )
     add("--seed", default=0, type=seed_number)
-    add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one per line")
+    add_export_options(parser)
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
 
 
@@ -90,17 +103,17 @@ class Request:
     """What to choose from, how many, and where to write it.
 
     features (n, d), mapped from the file. budgets: ascending; the subset of each holds the smaller ones. paths: of the
-    JSON of each budget. images: of the pool, where their paths are wanted.
+    JSON of each budget. exports: what else to write.
     """
 
     features: np.ndarray
     candidates: Candidates
     budgets: list[int]
     paths: list[Path]
-    images: list[Path] | None
+    exports: Exports | None
 
 
-def read_request(args: argparse.Namespace, name: Callable[[int], str]) -> Request:
+def read_request(args: argparse.Namespace, name: Callable[[int], str], processes: Processes) -> Request:
     """Read and check all that the options say of pool and budget. `name`: the name of a budget's JSON, without ending.
 
     Raises: InputError, before anything is written, for what is missing or does not fit together.
@@ -111,8 +124,17 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str]) -> Reques
     n = len(features)
     budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
     # An empty name, of a shell variable that is not set, is an error and not "none".
-    labeled = [] if args.labeled_ids is None else read_subset_ids(args.labeled_ids, n, "--labeled_ids")
+    labeled, notes = (
+        read_labeled_ids(args.labeled_ids, args.feature_path, n) if args.labeled_ids is not None else ([], [])
+    )
     excluded = [] if args.exclude_ids is None else read_subset_ids(args.exclude_ids, n, "--exclude_ids")
+    Candidates(n, tuple(labeled), tuple(excluded)).check(budgets[-1])
+    for note in notes:
+        processes.report(note)
+    if args.drop_duplicates:
+        dropped = near_duplicates(features, args.drop_duplicates, labeled, processes)
+        excluded = sorted({*excluded, *dropped})
+        processes.report(f"--drop_duplicates {args.drop_duplicates}: {len(dropped)} of {n} images are like another")
     candidates = Candidates(n, tuple(labeled), tuple(excluded))
     candidates.check(budgets[-1])
     names = [
@@ -121,8 +143,18 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str]) -> Reques
     ]
     paths = [Path(args.output_dir, name) for name in names]
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
-    images = read_image_paths(args.feature_path, n) if args.export_paths else None
-    return Request(features, candidates, budgets, paths, images)
+    exports = read_exports(args, n, paths)
+    return Request(features, candidates, budgets, paths, exports)
+
+
+def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
+    """The samples that are so similar to a labelled or an earlier one; found by one process, which tells the others."""
+    mask = torch.zeros(len(features), device=processes.device)
+    if processes.is_main:
+        group = duplicate_of(read_rows(features, processes.device), similarity, labeled)
+        mask[group != torch.arange(len(group), device=group.device)] = 1
+    processes.sum(mask)
+    return mask.nonzero().squeeze(1).tolist()
 
 
 def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
@@ -148,20 +180,20 @@ def select_subsets(request: Request, method: Method, processes: Processes, unit:
     for budget, path in zip(request.budgets, request.paths, strict=True):
         selection = method(Pool(pool.rows, pool.candidates.beside(chosen), processes), budget - len(chosen))
         chosen = sorted(chosen + selection.indices)
+        represents: dict[int, int] = {}
+        if request.exports and request.exports.ranked:
+            represents = represented(pool, [*request.candidates.labeled, *chosen], unit)
         if processes.is_main:
             write_subset(path, chosen, selection.losses, request)
+            if request.exports:
+                request.exports.write(path, chosen, represents)
     return request.paths[-1]
 
 
 def write_subset(path: Path, indices: list[int], losses: Sequence[float], request: Request) -> None:
-    """Write the chosen indices as one JSON list, and beside it losses and image paths, where there are any."""
+    """Write the chosen indices as one JSON list, and beside it the losses, where there are any."""
     if losses:
         with atomic_file(losses_file(path)) as temporary:
             temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
     write_json(path, indices)
     print(f"wrote {len(indices)} of {request.candidates.n} indices to {path}")
-    if request.images:
-        listing = path.with_name(f"{path.stem}_paths.txt")
-        with atomic_file(listing) as temporary:  # paths in any encoding
-            temporary.write_bytes(b"".join(os.fsencode(request.images[index]) + b"\n" for index in indices))
-        print(f"wrote the paths of the chosen images to {listing}")

@@ -14,14 +14,14 @@ PLACEHOLDER = "{{data}}"
 
 def page(content: dict[str, Any]) -> str:
     """The page as HTML. Everything in `content` reaches it as text, never as markup."""
-    html = (PARTS / "page.html").read_text()
+    html = (PARTS / "page.html").read_text(encoding="utf-8")
     html = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda part: f"<style>\n{_read(part)}</style>", html)
     html = re.sub(r'<script src="(.+?)"></script>', lambda part: f"<script>\n{_read(part)}</script>", html)
     return html.replace(PLACEHOLDER, json_in_script(content))
 
 
 def _read(part: re.Match[str]) -> str:
-    return (PARTS / part[1]).read_text()
+    return (PARTS / part[1]).read_text(encoding="utf-8")
 
 
 def json_in_script(content: Any) -> str:

@@ -57,6 +57,7 @@ function drawMethod() {
     `Earth Mover's Distance: exact, between ${sizes.join(", or ")} and ${count(report.emd_pool_samples)} random images of the pool, the same for all subsets, all equally weighted.`,
     `Near-duplicates are chosen images whose cosine similarity is ${report.options.duplicate_similarity} or more. Evenness is the exponential of the entropy of the shares, divided by their number.`,
     `The sentences at the top claim a difference when it exceeds three standard deviations of the ${report.options.random_seeds} random subsets; by chance that happens in about ${Math.round(100 * report.claimed_by_chance)} of 100 comparisons.`,
+    report.features ? `Features: ${report.features.model}, ${report.features.feature}, images of ${report.features.input_size} pixels; weights ${report.features.weights}.` : "",
     report.held_out ? `Accuracy is measured on ${count(report.held_out)} held-out images, by readouts that know the labels of the chosen images only.` : "",
   ];
   const options = Object.entries(report.options).filter(([, value]) => value !== null).flatMap(([name, value]) => [

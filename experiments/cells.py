@@ -1,4 +1,4 @@
-"""The comparison that a protocol describes: which commands lead to each accuracy, and what has come of them."""
+"""The cells of a table: which commands lead to each accuracy, and what has come of them."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import InputError
 from common.feature_file import read_features
 from common.files import read_json, write_json
-from common.readouts import fit_readout
+from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
 from experiments.jobs import ROOT, Job, is_finished, recorded, run_jobs, with_needs
 from experiments.protocols import DINO, METHODS, Protocol
@@ -127,9 +127,8 @@ def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple
     """Top-1 accuracy in percent on the val features of a readout that knows the subset's labels, and their number."""
     features, labels = labelled_features(train)
     chosen = sorted(read_subset_ids(subset, len(labels)))
-    classifier = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
-    asked, expected = labelled_features(val)
-    return 100 * float((classifier.predict(asked) == expected).mean()), len(chosen)
+    fitted = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
+    return top_accuracies(fitted, *labelled_features(val))["acc1"], len(chosen)
 
 
 @cache

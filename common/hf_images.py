@@ -1,0 +1,118 @@
+"""Images of a Hugging Face data set, through the `datasets` library: from a local folder, parquet files, or the hub."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from common.errors import InputError
+from common.image_datasets import NO_LABEL, Loader, Transform
+from common.images import open_rgb
+
+
+class HFImages(Dataset):
+    """One split of a data set. `names` are those of the images, which are no files; labels are -1 where unknown.
+
+    Raises InputError when it cannot be loaded, or its image column is not found.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        split: str = "train",
+        column: str | None = None,
+        transform: Transform | None = None,
+        loader: Loader = open_rgb,
+    ):
+        table = load(source, split)
+        self.source = {"dataset": source, "split": split, "column": column or image_column(table, source)}
+        self.transform, self.loader = transform, loader
+        self.images = with_bytes(table, self.source["column"], source)
+        label = label_column(table)
+        self.labels: Sequence[int] = [NO_LABEL if x is None else int(x) for x in table[label]] if label else []
+        self.classes = list(table.features[label].names) if label else []
+        self.identity = f"{table._fingerprint} {len(table)}"  # of the rows and all that was done to them
+        digits = len(str(len(table) - 1))
+        self.names = [f"{split}_{row:0{digits}d}" for row in range(len(table))]
+        suffix = ".jpg" if self.content(0).startswith(b"\xff\xd8") else ".png"  # for copies; readers look inside
+        self.names = [f"{name}{suffix}" for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        image = self.loader(f"{self.names[row]} of {self.source['dataset']}", content=self.content(row))
+        return self.transform(image) if self.transform else image, self.labels[row] if self.labels else NO_LABEL
+
+    def content(self, row: int) -> bytes:
+        """The image's file. Raises InputError when it has none."""
+        stored = self.images[row][self.source["column"]] or {}
+        if stored.get("bytes") is not None:
+            return stored["bytes"]
+        try:
+            return Path(stored["path"]).read_bytes()
+        except (KeyError, TypeError, OSError) as error:
+            raise InputError(f"cannot read the image {self.names[row]} of {self.source['dataset']}: {error}") from None
+
+
+def load(source: str, split: str) -> Any:
+    """One split, as a `datasets.Dataset`. A path is a folder of save_to_disk or of parquet files, or one such file."""
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError("--dataset HF needs the package datasets: pip install datasets")
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = Path(source).expanduser()
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        elif files := sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)] * path.is_file():
+            mine = [file for file in files if split in Path(file).relative_to(path.parent).as_posix()]
+            loaded = datasets.load_dataset("parquet", data_files=mine or files, split="train")
+        elif path.exists():
+            loaded = datasets.load_dataset(str(path))
+        else:
+            loaded = datasets.load_dataset(source)
+    except Exception as error:  # of pyarrow, fsspec, the hub's client, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load the data set {source}: {reason}") from None
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            raise InputError(f"the data set {source} has no split {split!r}, but {', '.join(loaded)}: use --split")
+        loaded = loaded[split]
+    if not len(loaded):
+        raise InputError(f"the data set {source} holds no images")
+    return loaded
+
+
+def image_column(table: Any, source: str) -> str:
+    """The one column of images. Raises InputError when there are none or several."""
+    import datasets
+
+    images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    if len(images) != 1:
+        found = f"columns {', '.join(images)} are images" if images else f"no column of {', '.join(table.features)} is"
+        raise InputError(f"which images of {source}? Of its columns {found}: name one with --image_column")
+    return images[0]
+
+
+def with_bytes(table: Any, column: str, source: str) -> Any:
+    """Only the images, as they are stored: they are decoded as files are. Raises InputError where they are none."""
+    import datasets
+
+    if column not in table.features:
+        raise InputError(f"the data set {source} has no column {column!r}, but {', '.join(table.features)}")
+    try:
+        return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:
+        raise InputError(f"column {column!r} of {source} holds no images: {str(error).splitlines()[0]}") from None
+
+
+def label_column(table: Any) -> str | None:
+    """The column of classes, where there is just one."""
+    import datasets
+
+    labels = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return labels[0] if len(labels) == 1 else None

@@ -1,0 +1,172 @@
+"""Lists of images with labels, as people and labelling tools write them: CSV, text, Label Studio's exports."""
+
+import csv
+import difflib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import InputError
+from common.files import atomic_file, kind_of_file
+
+LABEL_COLUMNS = ("label", "choice")  # ours, and what Label Studio's CSV calls it
+FIRST_NAMED = 3
+MUCH_MORE_FREQUENT = 10  # times, from which a label nearly of the same letters is taken for the right spelling
+ALIKE = 0.8  # of difflib's ratio
+
+
+class ListedImage(NamedTuple):
+    """path: as written. label: "" where there is none. added: by hand, to a list that a selection wrote."""
+
+    path: str
+    label: str
+    added: bool = False
+
+
+def read_image_list(path: str | Path, what: str = "image list") -> list[ListedImage]:
+    """The images of a list, each once, in its order.
+
+    A .txt has one path per line. A .csv has a column `path` and may have `label` (or Label Studio's `choice`); commas,
+    semicolons or tabs are between them. A .json is an export of Label Studio of tasks that have a `path`.
+    Raises: InputError when it cannot be read, has no paths, or gives one image two labels.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # paths in any encoding
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
+    if "\0" in text:
+        raise InputError(f"the {what} {path} is no text: {kind_of_file(path) or 'its format is not known'}")
+    if path.suffix.lower() == ".txt":
+        rows = [ListedImage(line.strip(), "") for line in text.splitlines()]
+    elif path.suffix.lower() == ".json":
+        rows = _label_studio(text, f"{what} {path}")
+    else:
+        rows = _csv(text, f"{what} {path}")
+    found: dict[str, ListedImage] = {}
+    for row in rows:
+        before = found.setdefault(row.path, row)
+        if before.label and row.label and before.label != row.label:
+            raise InputError(f"the {what} {path} labels {row.path} twice: {before.label!r} and {row.label!r}")
+        if row.label:
+            found[row.path] = row
+    found.pop("", None)
+    if not found:
+        raise InputError(f"the {what} {path} names no image")
+    return list(found.values())
+
+
+def _csv(text: str, what: str) -> list[ListedImage]:
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    columns = [name.strip().lower() for name in reader.fieldnames or ()]
+    if "path" not in columns:
+        raise InputError(f"the {what} has no column `path`; its columns are {', '.join(columns) or 'none'}")
+    reader.fieldnames = columns
+    label = next((name for name in LABEL_COLUMNS if name in columns), "")
+    try:
+        return [
+            ListedImage(
+                (row["path"] or "").strip(),
+                (row.get(label) or "").strip(),
+                "represents" in columns and not (row["represents"] or "").strip(),
+            )
+            for row in reader
+        ]
+    except csv.Error as error:
+        raise InputError(f"the {what} cannot be read at line {reader.line_num}: {error}") from None
+
+
+def _label_studio(text: str, what: str) -> list[ListedImage]:
+    """Its JSON and JSON-MIN exports: labels of the control `label`, of the newest annotation that has one."""
+    try:
+        tasks = json.loads(text)
+        return [ListedImage(task.get("data", task)["path"], _choice_of(task)) for task in tasks]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise InputError(
+            f"the {what} is no JSON of labelled tasks with a `path`: {type(error).__name__} {error}"
+        ) from None
+
+
+def _choice_of(task: dict[str, Any]) -> str:
+    for annotation in reversed(task.get("annotations", ())):
+        for result in annotation["result"]:
+            if result.get("value", {}).get("choices"):
+                return result["value"]["choices"][0].strip()
+    return next((task[name].strip() for name in LABEL_COLUMNS if isinstance(task.get(name), str)), "")
+
+
+def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImage]:
+    """The rows with a label of one or more lists, each image once.
+
+    Raises InputError when a list has none, or an image has two labels.
+    """
+    found: dict[str, ListedImage] = {}
+    for path in paths:
+        images = read_image_list(path, f"{option} file")
+        labelled = [image for image in images if image.label]
+        if not labelled:
+            raise InputError(f"{option} {path}: no label is filled in, of {len(images)} images")
+        for image in labelled:
+            before = found.setdefault(image.path, image)
+            if before.label != image.label:
+                raise InputError(f"{option}: {image.path} has two labels: {before.label!r} and {image.label!r}")
+    return list(found.values())
+
+
+def notes_on(labelled: Sequence[ListedImage], option: str) -> list[str]:
+    """What the user should know of these labels: images that no selection chose, spellings that look like slips."""
+    added = sum(image.added for image in labelled)
+    notes = [f"{option}: {added} labelled images were not chosen by the selection, and are used all the same"] * (
+        added > 0
+    )
+    return notes + [f"{option}: {hint}" for hint in spelling_hints(image.label for image in labelled)]
+
+
+def spelling_hints(labels: Iterable[str]) -> list[str]:
+    """Labels that may be slips of more frequent ones: '"Dog" (1): did you mean "dog" (41)?'
+
+    They are where both are equal but for case, spaces and punctuation; or nearly, without digits, one ten times rarer.
+    """
+    counts = Counter(labels)
+    by_frequency = [label for label, _ in counts.most_common()]
+    plain = {label: re.sub(r"[\W_]+", "", label.casefold()) for label in by_frequency}
+    hints = []
+    for position, rare in enumerate(by_frequency):
+        for frequent in by_frequency[:position]:
+            alike = difflib.SequenceMatcher(None, plain[rare], plain[frequent]).ratio
+            much_rarer = counts[frequent] >= MUCH_MORE_FREQUENT * counts[rare]
+            nearly = much_rarer and not any(map(str.isdigit, rare + frequent)) and alike() >= ALIKE
+            if plain[rare] == plain[frequent] != "" or nearly:
+                hints.append(f'"{rare}" ({counts[rare]}): did you mean "{frequent}" ({counts[frequent]})?')
+                break
+    return hints
+
+
+def check_present(paths: Iterable[Path], what: str) -> None:
+    """Raises InputError, with how many and the first few, for images that are not there."""
+    paths = list(paths)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"{what}: {some(missing)} of {len(paths)} images are not there")
+
+
+def some(things: Sequence[object]) -> str:
+    """'5 (a, b, c, ...)'"""
+    named = ", ".join(map(str, things[:FIRST_NAMED]))
+    return f"{len(things)} ({named}{', ...' if len(things) > FIRST_NAMED else ''})"
+
+
+def write_image_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV with these columns."""
+    with atomic_file(path) as temporary, temporary.open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:  # fmt: skip
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)

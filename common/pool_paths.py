@@ -1,0 +1,123 @@
+"""The images of a feature file, listed beside it: what each is called, and whether it is still the same file."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import InputError
+from common.files import read_json, write_json
+from common.image_list import ListedImage, some
+
+
+class PoolImage(NamedTuple):
+    """An image of the pool, relative to its folder, with what tells whether it is still the same file."""
+
+    path: str
+    label: int
+    size: int
+    modified: int
+
+
+class PoolPaths(NamedTuple):
+    """Images of a feature file, in its order.
+
+    paths: relative to `root`. sizes: of the files, in bytes; empty where not known. classes: names of the labels.
+    source: where the images are read from when they are no files (a Hugging Face data set).
+    """
+
+    root: str
+    paths: list[str]
+    sizes: list[int]
+    classes: list[str]
+    source: dict[str, Any] | None = None
+
+    def files(self) -> list[Path]:
+        return [Path(self.root, path) for path in self.paths]
+
+    def check_unchanged(self, feature_path: str) -> None:
+        """Raises InputError when images have gone, or are of another size, since they were extracted."""
+        if self.source:
+            return
+        gone, changed = [], []
+        for path, size in zip(self.paths, self.sizes or [None] * len(self.paths), strict=True):
+            try:
+                now = Path(self.root, path).stat().st_size
+            except OSError:
+                gone.append(path)
+                continue
+            changed += [path] * (size not in (None, now))
+        if gone or changed:
+            kinds = {"gone": gone, "other files": changed}
+            said = ", ".join(f"{some(paths)} are {kind}" for kind, paths in kinds.items() if paths)
+            raise InputError(
+                f"the pool {self.root} changed since {feature_path} was extracted: of {len(self.paths)} images {said}; "
+                "extract again"
+            )
+
+    def rows_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
+        """The indices in the pool of these images. Raises InputError for images that are not in it."""
+        row_of = {os.path.normpath(path): row for row, path in enumerate(self.paths)}
+        row_of |= {os.path.normpath(f"{self.root}/{path}"): row for path, row in row_of.items()}
+        rows = {image.path: row_of.get(os.path.normpath(image.path)) for image in images}
+        outside = [path for path, row in rows.items() if row is None]
+        if outside:
+            raise InputError(f"{option}: {some(outside)} of {len(images)} images are not in the pool {self.root}")
+        return list(rows.values())
+
+
+def pool_images(root: Path, samples: Iterable[tuple[str, int]]) -> list[PoolImage]:
+    """The images of a folder in the order of its samples (path, label)."""
+
+    def stamp(path: str, label: int) -> PoolImage:
+        status = Path(path).stat()
+        return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
+
+    return [stamp(path, label) for path, label in samples]
+
+
+def paths_file(feature_path: Path) -> Path:
+    """Where the images of a feature file are listed, in its order: {"root": ..., "paths": [...], ...}."""
+    return feature_path.with_name(f"{feature_path.stem}_paths.json")
+
+
+def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
+    """The n images of a feature file. Raises InputError when there is no list of them, or one of another length."""
+    source = paths_file(Path(feature_path))
+    if not source.is_file():
+        raise InputError(
+            f"{source} is not there: image paths are known only for features of --dataset Folder, List, HF or ImageNet"
+        )
+    listed = read_json(source, "list of image paths")
+    listed = listed if isinstance(listed, dict) else {}
+    root, paths = listed.get("root"), listed.get("paths")
+    sizes, classes = listed.get("sizes", []), listed.get("classes", [])
+    if (
+        not isinstance(paths, list)
+        or len(paths) != n
+        or not all(isinstance(name, str) for name in (root, *paths, *classes))
+        or len(sizes) not in (0, n)
+    ):
+        raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
+    return PoolPaths(root, paths, sizes, classes, listed.get("source"))
+
+
+def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
+    """The files of the n images. Raises InputError as `read_pool_paths` does."""
+    return read_pool_paths(feature_path, n).files()
+
+
+def write_image_paths(
+    feature_path: Path,
+    root: Path,
+    paths: Iterable[str],
+    sizes: Iterable[int] = (),
+    classes: Iterable[str] = (),
+) -> None:
+    """List the images of a feature file, relative to the pool's folder."""
+    relative = [os.path.relpath(path, root) for path in paths]
+    write_pool_paths(feature_path, PoolPaths(str(root.resolve()), relative, list(sizes), list(classes)))
+
+
+def write_pool_paths(feature_path: Path, pool: PoolPaths) -> None:
+    write_json(paths_file(feature_path), {key: value for key, value in pool._asdict().items() if value}, indent=0)

@@ -1,0 +1,154 @@
+"""What goes out to the people who label: a CSV to fill in, copies of the chosen images, tasks of a labelling tool."""
+
+import argparse
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+from zlib import crc32
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import InputError
+from common.files import atomic_file, make_output_dir, write_json
+from common.image_list import read_image_list, write_image_list
+from common.pool_paths import PoolPaths, read_pool_paths
+from data_selection.activeft.assignment import nearest_of_all
+from data_selection.activeft.pool import Pool
+
+CSV_COLUMNS = ("path", "label", "represents")
+LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one per line")
+    add(
+        "--export_csv",
+        action="store_true",
+        help="write path,label,represents beside the JSON, labels to be filled in, most representative images first",
+    )
+    add("--copy_images", metavar="DIR", help="copy the chosen images there, all into one folder")
+    add("--export_tasks", choices=["label-studio"], help="write the chosen images as tasks that the tool imports")
+
+
+def labels_file(subset: Path) -> Path:
+    return subset.with_name(f"{subset.stem}_labels.csv")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What to write beside the JSON of a subset."""
+
+    paths: bool
+    csv: bool
+    copy_to: Path | None
+    tasks: bool
+    pool: PoolPaths
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it must be known how many images of the pool each chosen one represents."""
+        return self.csv or self.tasks
+
+    def write(self, subset: Path, indices: Sequence[int], represents: dict[int, int]) -> None:
+        """indices: the chosen ones, ascending. represents: for each how many, where `ranked`."""
+        ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
+        paths = self.pool.paths
+        if self.paths:
+            listing = subset.with_name(f"{subset.stem}_paths.txt")
+            with atomic_file(listing) as temporary:  # paths in any encoding
+                temporary.write_bytes(b"".join(os.fsencode(Path(self.pool.root, paths[i])) + b"\n" for i in indices))
+            print(f"wrote the paths of the chosen images to {listing}")
+        if self.csv:
+            rows = [(paths[index], "", represents[index]) for index in ranked]
+            write_image_list(labels_file(subset), CSV_COLUMNS, rows)
+            print(f"wrote {labels_file(subset)}: fill in the column label")
+        if self.tasks:
+            tasks = subset.with_name(f"{subset.stem}_tasks.json")
+            write_json(tasks, [self._task(paths[index], represents[index]) for index in ranked], indent=1)
+            print(
+                f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+                f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={Path(self.pool.root).parent}"
+            )
+        if self.copy_to:
+            self._copy(indices)
+            print(f"copied {len(indices)} images to {self.copy_to}")
+
+    def _task(self, path: str, represents: int) -> dict[str, dict[str, object]]:
+        url = quote(os.fsencode(f"{Path(self.pool.root).name}/{path}"))
+        return {"data": {"image": f"/data/local-files/?d={url}", "path": path, "represents": represents}}
+
+    def _copy(self, indices: Sequence[int]) -> None:
+        names = flat_names([self.pool.paths[index] for index in indices])
+        images = None
+        if self.pool.source:
+            from common.hf_images import HFImages  # an optional package
+
+            images = HFImages(*self.pool.source.values())
+        for index, name in zip(indices, names, strict=True):
+            with atomic_file(self.copy_to / name) as temporary:
+                if images:
+                    temporary.write_bytes(images.content(index))
+                else:
+                    shutil.copyfile(Path(self.pool.root, self.pool.paths[index]), temporary)
+
+
+def read_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> Exports | None:
+    """What the options ask for. Raises: InputError, before any work, when it cannot be done or would lose labels."""
+    if not (args.export_paths or args.export_csv or args.copy_images is not None or args.export_tasks):
+        return None
+    pool = read_pool_paths(args.feature_path, n)
+    pool.check_unchanged(args.feature_path)
+    for labels in map(labels_file, subsets) if args.export_csv else ():
+        if labels.is_file() and (filled := sum(bool(image.label) for image in read_image_list(labels))):
+            raise InputError(f"{labels} holds {filled} labels: move it away, or name the new subset with --filename")
+    copy_to = None
+    if args.copy_images is not None:
+        if not args.copy_images:
+            raise InputError("--copy_images needs the name of a folder")
+        copy_to = make_output_dir(args.copy_images)
+        if not pool.source and copy_to.resolve().is_relative_to(Path(pool.root).resolve()):
+            raise InputError(f"--copy_images {copy_to} is inside the pool {pool.root}, which it would change")
+    return Exports(args.export_paths, args.export_csv, copy_to, bool(args.export_tasks), pool)
+
+
+def represented(pool: Pool, covering: Sequence[int], unit: bool) -> dict[int, int]:
+    """How many samples of the pool each of these represents: those most similar to it, and itself.
+
+    Every process must call it. unit: whether the pool's rows are of unit length.
+    """
+    rows, centres = pool.rows, pool.rows_of(covering)
+    if not unit:
+        rows, centres = F.normalize(rows, dim=1), F.normalize(centres, dim=1)
+    nearest, _ = nearest_of_all(rows, centres)
+    own = torch.tensor([*covering], device=rows.device) - pool.first
+    here = (own >= 0) & (own < len(rows))
+    nearest[own[here]] = here.nonzero().squeeze(1)  # also where another is its equal
+    counts: Tensor = nearest.bincount(minlength=len(covering))
+    pool.processes.sum(counts)
+    return dict(zip(covering, counts.tolist(), strict=True))
+
+
+def flat_names(paths: Sequence[str]) -> list[str]:
+    """Names for these distinct paths in one folder: distinct where upper and lower case are the same, too.
+
+    Each depends on its path alone, but for those that would be the same name: these end with a checksum.
+    """
+    plain = [path.replace("../", "").replace(os.sep, "_").lstrip("_.") for path in paths]
+    times = Counter(name.casefold() for name in plain)
+
+    def distinct(path: str, name: str) -> str:
+        encoded = os.fsencode(name)
+        if times[name.casefold()] == 1 and len(encoded) <= LONGEST_NAME:
+            return name
+        suffix = Path(name).suffix
+        stem = os.fsdecode(os.fsencode(name.removesuffix(suffix))[:LONGEST_NAME])
+        return f"{stem}_{crc32(os.fsencode(path)):08x}{suffix}"
+
+    return [distinct(path, name) for path, name in zip(paths, plain, strict=True)]
