@@ -42,7 +42,7 @@ def read_labeled_ids(
     notes: list[str] = []
     if lists:
         labelled = labelled_images(lists, option)
-        ids += read_pool_paths(feature_path, n).rows_of(labelled, option)
+        ids += sorted(read_pool_paths(feature_path, n).rows_of(labelled, option))  # as the subset's own JSON has them
         notes = notes_on(labelled, option)
     return list(dict.fromkeys(ids)), notes
 
