@@ -16,8 +16,7 @@ from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, Re
 from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
 from common.command_line import worker_count
 from common.errors import InputError
-from common.image_cache import DecodedImages, KeptBatches
-from common.image_loader import ImageLoader
+from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
