@@ -58,5 +58,5 @@ def is_image_list(path: str) -> bool:
 
 
 def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one a line."""
+    """Where the loss of every iteration that led to a subset is kept, one per line."""
     return subset.with_name(f"{subset.stem}_losses.txt")

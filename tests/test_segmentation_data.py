@@ -153,6 +153,14 @@ def test_images_that_are_not_chosen_need_no_mask(scenes, tmp_path):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 1])])
 
 
+def test_classes_without_a_pixel_to_train_on_are_named(scenes, tmp_path, capsys):
+    data = data_of(scenes, subset_ids=[subset_file(tmp_path, [2])])
+    seen = set(data.train[0][1].unique().tolist())
+    missing = [name for index, name in enumerate(CLASSES) if index not in seen]
+    expected = f"{len(missing)} of 10 classes have no pixel to train on: {', '.join(missing)}"
+    assert missing and expected in capsys.readouterr().out
+
+
 def test_an_index_outside_the_pool_is_refused(scenes, tmp_path):
     with pytest.raises(InputError, match="holds 5, but the pool has images 0 to 4"):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 5])])
