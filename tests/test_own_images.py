@@ -562,3 +562,66 @@ def test_groups_of_near_duplicates_are_those_of_a_plain_loop():
         duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = duplicates_chunks
     assert (group == torch.arange(300)).nonzero().squeeze(1).tolist() == sorted(begins)
     assert ((rows * rows[group]).sum(dim=1) >= 0.98 - 1e-6).all()
+
+
+# Hugging Face data sets that cannot be used
+
+
+def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else find(name, *rest)
+    )
+    with pytest.raises(InputError, match="pip install datasets"):
+        extract(tmp_path / "x.parquet", tmp_path, backbone, "--dataset", "HF")
+
+
+def test_unusable_hugging_face_data_sets_are_one_clear_line(hf_table, photos, backbone, tmp_path):
+    import datasets
+
+    datasets.DatasetDict({"train": hf_table, "test": hf_table}).save_to_disk(tmp_path / "splits")
+    renamed = hf_table.select_columns("photo").rename_column("photo", "photo 2")
+    datasets.concatenate_datasets([hf_table, renamed], axis=1).to_parquet(tmp_path / "two.parquet")
+    hf_table.remove_columns("photo").to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"no parquet")
+    for source, options, message in (
+        ("splits", ["--split", "validation"], "no split 'validation', but train, test"),
+        ("two.parquet", [], "name one with --image_column"),
+        ("two.parquet", ["--image_column", "photos"], "no column 'photos', but photo, kind, photo 2"),
+        ("none.parquet", [], "no column of kind is"),
+        ("damaged.parquet", [], "cannot load the data set"),
+    ):
+        with pytest.raises(InputError, match=message):
+            extract(tmp_path / source, tmp_path, backbone, "--dataset", "HF", *options)
+    named = extract(tmp_path / "two.parquet", tmp_path, backbone, "--dataset", "HF", "--image_column", "photo")
+    assert len(read_features(named)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        ([("a.png", "ant")], ("file", "label"), "no column `path`; its columns are file, label"),
+        (
+            [("gone 1.png",), ("gone 2.png",), ("gone 3.png",), ("gone 4.png",)],
+            ("path",),
+            r"4 \(.*gone 3.png, ...\) of 4",
+        ),
+    ],
+)
+def test_unusable_lists_are_one_clear_line_of_the_extraction(rows, columns, message, backbone, tmp_path):
+    with pytest.raises(InputError, match=message):
+        extract(write_csv(tmp_path / "l.csv", rows, columns), tmp_path / "out", backbone, "--dataset", "List")
+    assert not list(tmp_path.glob("out/*.npy*"))
+
+
+def test_an_unreadable_image_of_a_hugging_face_data_set_is_named(hf_table, backbone, tmp_path):
+    import datasets
+
+    raw = hf_table.cast_column("photo", datasets.Image(decode=False))
+    damaged = raw.map(lambda row, i: {"photo": {"bytes": b"none" if i == 2 else row["photo"]["bytes"], "path": None}},
+                      with_indices=True)  # fmt: skip
+    damaged.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "some.parquet")
+    with pytest.raises(InputError, match=r"train_2.png of .*some.parquet.* \(1 of 6"):
+        extract(tmp_path / "some.parquet", tmp_path, backbone, "--dataset", "HF")
