@@ -42,7 +42,7 @@ def read_labeled_ids(
     notes: list[str] = []
     if lists:
         labelled = labelled_images(lists, option)
-        ids += read_pool_paths(feature_path, n).rows_of(labelled, option)
+        ids += sorted(read_pool_paths(feature_path, n).rows_of(labelled, option))  # as the subset's own JSON has them
         notes = notes_on(labelled, option)
     return list(dict.fromkeys(ids)), notes
 
@@ -58,5 +58,5 @@ def is_image_list(path: str) -> bool:
 
 
 def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one a line."""
+    """Where the loss of every iteration that led to a subset is kept, one per line."""
     return subset.with_name(f"{subset.stem}_losses.txt")

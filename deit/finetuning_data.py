@@ -26,7 +26,7 @@ from common.image_datasets import (
     class_folders,
     split_folder,
 )
-from common.networks import input_size
+from common.networks import input_size, preprocessing
 from common.subset_file import read_subset_ids
 from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
@@ -174,7 +174,8 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
 
     Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
     """
-    size = input_size(args)
+    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+    size = prepared.input_size
     try:
         transform = create_transform(
             size,
@@ -185,6 +186,8 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             re_prob=args.reprob,
             re_mode=args.remode,
             re_count=args.recount,
+            mean=prepared.mean,
+            std=prepared.std,
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None

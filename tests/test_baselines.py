@@ -1,6 +1,7 @@
 """Each baseline against its definition, worked out naively on small pools."""
 
 import json
+import re
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -16,8 +17,10 @@ from common.processes import Processes
 from data_selection.activeft.initialisation import farthest_points
 from data_selection.baselines.clusters import clusters_of, kmeans_samples
 from data_selection.baselines.herding import herding_samples
+from data_selection.baselines.maxherding import maxherding_samples
 from data_selection.baselines.probcover import probcover_samples, purest_radius
 from data_selection.baselines.typiclust import typicality, typiclust_samples
+from data_selection.baselines.usl import densities, usl_samples
 from data_selection.sample_tools import baseline
 
 
@@ -164,6 +167,72 @@ def test_probcovers_radius_is_the_largest_at_which_95_percent_of_the_balls_are_p
     assert pure(radius) >= 0.95 > pure(1.001 * radius)
 
 
+@pytest.mark.parametrize(("sigma", "chunk"), [(1.0, 1 << 22), (1.0, 300), (0.3, 1 << 22), (5.0, 300)])
+def test_maxherding_always_takes_the_sample_that_adds_most_to_the_coverage(sigma, chunk, monkeypatch):
+    monkeypatch.setattr("data_selection.baselines.maxherding.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("data_selection.baselines.maxherding.FEWEST_ROWS", 1)
+    pool = planted_clusters(60, 40, 30, 20, spread=0.3)[0].double()
+    kernel = torch.exp(-((torch.cdist(pool, pool) / sigma) ** 2))
+    chosen = [7, 100]
+    for _ in range(25):
+        coverage = [float(kernel[:, [*chosen, other]].amax(dim=1).mean()) for other in range(150)]
+        open_samples = [other for other in range(150) if other not in (*chosen, 3)]
+        chosen.append(max(open_samples, key=lambda other: round(coverage[other], 12)))  # the first on ties
+    found = maxherding_samples(pool_of(pool, labeled=(7, 100), excluded=(3,)), 25, 0, sigma)
+    assert found == chosen[2:]
+
+
+def test_maxherding_of_a_smaller_budget_is_the_beginning_of_a_larger_one():
+    pool = unit(200, 8)
+    largest = maxherding_samples(pool_of(pool), 50, 0)
+    assert maxherding_samples(pool_of(pool), 20, 0) == largest[:20]
+    assert maxherding_samples(pool_of(pool, labeled=tuple(largest[:20])), 30, 0) == largest[20:]
+
+
+def test_maxherding_looks_again_only_at_candidates_that_may_have_the_greatest_gain(monkeypatch):
+    computed = []
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: computed.append(len(a)) or product(a, b))
+    maxherding_samples(pool_of(planted_clusters(*[40] * 20)[0]), 20, 0)
+    assert 800 <= sum(computed) < 0.5 * 20 * 800
+
+
+def test_usl_takes_the_densest_sample_that_is_far_from_those_of_other_clusters():
+    pool = planted_clusters(40, 30, 20, 15, 10, spread=0.3)[0].double()
+    distance = torch.cdist(pool, pool)
+    labeled = (50, 80)
+    cluster, _ = clusters_of(pool, 7, seed=0)
+    density = 1 / distance.sort(dim=1).values[:, 1:9].mean(dim=1)
+    taken = {int(cluster[sample]) for sample in labeled}
+    size = torch.bincount(cluster)
+    clusters = sorted((c for c in range(7) if c not in taken), key=lambda c: -size[c])[:5]
+    utility, chosen = dict(enumerate(density.tolist())), []
+    for turn in range(4):
+        if turn:
+            others = [*chosen, *labeled]
+            utility = {
+                x: density[x] - 0.2 * sum(1 / distance[x, y] ** 3 for y in others if cluster[y] != cluster[x])
+                for x in range(115)
+            }
+        chosen = [max((x for x in range(115) if cluster[x] == c and x != 5), key=utility.__getitem__) for c in clusters]
+    known = pool_of(pool, labeled=labeled, excluded=(5,))
+    found = usl_samples(known, 5, 0, neighbours=8, repulsion=0.2, alpha=1.5, rounds=3)
+    assert sorted(found) == sorted(chosen)
+    assert sorted(found) != sorted(usl_samples(known, 5, 0, neighbours=8, repulsion=0.0))
+
+
+def test_usl_fills_the_budget_when_there_are_fewer_clusters_with_samples_to_choose():
+    pool, cluster = planted_clusters(20, 12, 8)
+    first_cluster = tuple((cluster == 0).nonzero().squeeze(1).tolist())
+    chosen = usl_samples(pool_of(pool, excluded=first_cluster), 3, 0)
+    assert len(set(chosen)) == 3 and set(cluster[chosen].tolist()) == {1, 2}
+
+
+def test_densities_of_duplicates_are_finite():
+    pool = unit(4, 3).repeat(10, 1)
+    assert densities(pool, 5).isfinite().all()
+
+
 @pytest.fixture
 def feature_path(tmp_path: Path) -> Path:
     features, labels = planted_clusters(50, 40, 30, 20, 10, spread=0.2)
@@ -206,6 +275,13 @@ def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature
     [
         (["--method", "best"], "--method"),
         (["--method", "kmeans", "--delta", 0.5], "--delta only applies to --method probcover"),
+        (["--method", "usl", "--sigma", 1], "--sigma only applies to --method maxherding"),
+        (["--method", "maxherding", "--core_number", 5], "--core_number only applies to --method bilaf"),
+        (["--method", "bilaf", "--rounds", 5], "--rounds only applies to --method usl"),
+        (["--method", "bilaf", "--core_method", "kmeans", "--delta", 0.5], "--delta only applies to"),
+        (["--method", "bilaf", "--core_number", 1], "--core_number: 1 must be at least 2"),
+        (["--method", "bilaf", "--core_number", 9], "9 core samples are more than the budget of 3"),
+        (["--method", "bilaf", "--core_ids", "gone.json"], "cannot read the --core_ids file gone.json"),
         (["--method", "probcover", "--delta", 3], "--delta"),
         (["--method", "probcover", "--delta", 0.5, "--num_classes", 4], "leave one of them out"),
         (["--method", "probcover", "--num_classes", 151], "--num_classes 151 is more than the 150 samples"),
@@ -214,6 +290,16 @@ def test_all_that_is_neither_labelled_nor_excluded_can_be_chosen(method, feature
 def test_bad_options_give_one_clear_error(options, message, feature_path):
     with pytest.raises(InputError, match=message):
         choose(feature_path, *options)
+
+
+def test_the_list_of_methods_says_of_each_what_it_needs_and_what_it_took(capsys):
+    with pytest.raises(SystemExit) as ended:
+        baseline.main(["--list"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    for method in baseline.METHODS:
+        about = printed[printed.index(f"{method}: ") :].split("\n\n")[0]
+        assert re.search(r"needs +\w.*scales +\w.*took +[\d.,]+ s, [\d.,]+ MB", about, re.DOTALL), about
 
 
 def test_several_processes_are_refused(feature_path, monkeypatch):

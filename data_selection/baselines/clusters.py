@@ -30,15 +30,21 @@ def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None =
     return cluster, torch.from_numpy(kmeans.cluster_centers_).to(features)
 
 
-def kmeans_samples(pool: Pool, k: int, seed: int) -> list[int]:
-    """K-means: the sample nearest to each of k centres that no other centre took.
+def unlabelled_clusters(pool: Pool, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """K-means into k + m clusters, with m labelled samples, of which k are to give a sample each.
 
-    With m labelled samples there are k + m clusters, and the k largest of those that hold no labelled sample count.
+    Returns: the cluster of each sample (n,), the centres (k + m, d), and those k clusters: the largest that hold no
+    labelled sample.
     """
     labeled = list(pool.candidates.labeled)
     count = k + len(labeled)
     cluster, centres = clusters_of(pool.rows, count, seed)
     size = torch.bincount(cluster, minlength=count)
     size[cluster[labeled]] = -1
-    largest = size.argsort(descending=True, stable=True)[:k]
+    return cluster, centres, size.argsort(descending=True, stable=True)[:k]
+
+
+def kmeans_samples(pool: Pool, k: int, seed: int) -> list[int]:
+    """K-means: the sample nearest to each of k centres that no other centre took."""
+    _, centres, largest = unlabelled_clusters(pool, k, seed)
     return match_prototypes(pool, centres[largest])

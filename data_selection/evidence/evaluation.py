@@ -100,18 +100,21 @@ def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> di
 
 
 def evaluate_with_random(
-    evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int
+    evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int, labeled: tuple[int, ...] = ()
 ) -> tuple[list[Evaluation], dict[int, list[Values]]]:
     """Evaluate subsets, and as many random ones of each size as there are seeds; equal ones once.
 
     Args:
-        subsets: ascending indices into the pool.
+        subsets: ascending indices into the pool. labeled: samples that all subsets hold, and the random ones too.
     Returns:
         the evaluation of each subset, and for each size the measures of every random subset.
     """
     n = len(evaluator.pool)
     random = {
-        k: [tuple(sorted(random_samples(Candidates(n), k, seed))) for seed in range(random_seeds)]
+        k: [
+            tuple(sorted((*labeled, *random_samples(Candidates(n, labeled), k - len(labeled), seed))))
+            for seed in range(random_seeds)
+        ]
         for k in dict.fromkeys(len(ids) for ids in subsets)
     }
     distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])

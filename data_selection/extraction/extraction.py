@@ -166,7 +166,7 @@ def extract(
             finite = features.isfinite().all(dim=1) | ~readable
             if not finite.all():
                 bad = rows[int(finite.int().argmin())]
-                raise InputError(f"image {bad} of the pool has features that are not finite: try --amp off")
+                raise InputError(f"{image_name(pool, bad)} has features that are not finite: try --amp off")
             features[~readable] = torch.nan
             file.write(rows, features.numpy(), labels.numpy())
             bar.update(len(rows))
@@ -185,7 +185,7 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             temporary.write_text("".join(f"{error}\n" for error in errors), errors="surrogateescape")
         more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
         raise InputError(
-            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
+            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all in {listing}): "
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
@@ -211,5 +211,10 @@ def reason(pool: Dataset, row: int) -> str:
         pool[row]
     except InputError as error:
         return str(error).removesuffix("; repair or remove it")
-    name = pool.samples[row][0] if hasattr(pool, "samples") else pool.names[row]
-    return f"{name} could not be read before: it can be now"
+    return f"{image_name(pool, row)} could not be read before: it can be now"
+
+
+def image_name(pool: Dataset, row: int) -> str:
+    if hasattr(pool, "samples"):
+        return pool.samples[row][0]
+    return pool.names[row] if hasattr(pool, "names") else f"image {row} of the pool"

@@ -3,20 +3,16 @@
     python sample_tools/baseline.py --method kmeans --feature_path features/CIFAR10_train.npy --percent 2
 
 writes features/CIFAR10_train_kmeans_sampleNum_1000.json: the chosen indices, one ascending JSON list.
+    python sample_tools/baseline.py --list
 
-random      samples drawn uniformly
-fds         farthest point sampling on unit features
-kmeans      the samples nearest to the centres of k-means
-coreset     greedy k-centre on the features as extracted (Sener and Savarese, ICLR 2018)
-herding     samples whose mean follows the pool's (Welling, ICML 2009)
-typiclust   the most typical samples of clusters (Hacohen et al., ICML 2022)
-probcover   balls that cover most of the pool (Yehuda et al., NeurIPS 2022)
+says what each method does, needs and costs.
 """
 
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
@@ -24,50 +20,85 @@ from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
 from common.feature_file import read_features
 from common.processes import launched
-from data_selection.activeft.initialisation import farthest_points, random_samples
+from common.subset_file import read_subset_ids
 from data_selection.activeft.pool import Pool
 from data_selection.activeft.settings import Selection
-from data_selection.sample_tools.subset_command import add_pool_options, read_request, select_subsets
+from data_selection.baselines.methods import BASELINES, listing
+from data_selection.sample_tools.subset_command import add_pool_options, named, read_request, select_subsets
 
-METHODS = ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover")
+METHODS = tuple(BASELINES)
+CORE_METHODS = tuple(name for name in METHODS if name not in ("bilaf", "coreset"))  # coreset: unit features are fds
 MOST_DISTANT = 2.0  # unit rows
+SHORT = {"num_classes": "classes"}  # options in file names
+
+
+class PrintList(argparse.Action):
+    """Print what is known of the methods, and exit."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(listing())
+        parser.exit()
 
 
 def baseline_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser("Choose the images to label with another method than ActiveFT.")
     parser.add_argument("--method", required=True, choices=METHODS)
-    add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
     parser.add_argument(
+        "--list", nargs=0, action=PrintList, help="say what each method does, needs and costs, and exit"
+    )
+    add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
+    add = parser.add_argument_group("options of one method").add_argument
+    add(
         "--delta",
         type=number(float, above=0, below=MOST_DISTANT),
         help="radius of probcover's balls; when not given, the largest at which 95 percent of them are pure",
     )
-    parser.add_argument(
+    add(
         "--num_classes",
         type=number(int, 2),
         help="classes of the task, from which probcover estimates --delta; when not given, as many as there are labels",
     )
+    add("--sigma", type=number(float, above=0), help="width of maxherding's kernel; when not given, 1")
+    add(
+        "--core_number",
+        type=number(int, 2),
+        help="core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget",
+    )
+    add("--core_ids", help="JSON list of bilaf's core samples")
+    add("--core_method", choices=CORE_METHODS, help="what chooses bilaf's core; when not given, ActiveFT")
+    add("--neighbours", type=number(int, 1), help="of a sample, that give usl its density; when not given, 20")
+    add("--repulsion", type=number(float, 0), help="weight of usl's repulsion; when not given, 0.5")
+    add("--alpha", type=number(float, above=0), help="usl's repulsion is 1 / distance^(2 alpha); when not given, 1")
+    add("--rounds", type=number(int, 0), help="times that usl chooses anew; when not given, 2")
     return parser
 
 
-def select_indices(args: argparse.Namespace, pool: Pool, k: int) -> list[int]:
-    """k distinct indices by the method that the options name. What it needs is imported here: scikit-learn is slow."""
-    if args.method == "random":
-        return random_samples(pool.candidates, k, args.seed)
-    if args.method in ("fds", "coreset"):
-        return farthest_points(pool, k, args.seed, progress=True)
-    if args.method == "herding":
-        from data_selection.baselines.herding import herding_samples as method
-    elif args.method == "kmeans":
-        from data_selection.baselines.clusters import kmeans_samples as method
-    elif args.method == "typiclust":
-        from data_selection.baselines.typiclust import typiclust_samples as method
-    else:
-        from data_selection.baselines.probcover import probcover_samples, purest_radius
+def select_indices(args: argparse.Namespace, pool: Pool, k: int, method: str) -> list[int]:
+    """k distinct indices by one of the methods. Its module is loaded here: scikit-learn is slow."""
+    function = resolve_name(BASELINES[method].function)
+    if method == "random":
+        return function(pool.candidates, k, args.seed)
+    if method in ("fds", "coreset"):
+        return function(pool, k, args.seed, progress=True)
+    options = {option: getattr(args, option) for option in BASELINES[method].options}
+    options = {option: value for option, value in options.items() if value is not None}
+    if method == "probcover":
+        options = {"radius": options.get("delta") or estimated_radius(args, pool)}
+    if core_method := options.pop("core_method", None):
+        options["select_core"] = lambda pool, count: select_indices(args, pool, count, core_method)
+    if "core_ids" in options:
+        options["core_ids"] = read_core_ids(args)
+    return function(pool, k, args.seed, **options)
 
-        classes = args.num_classes or (0 if args.delta else classes_labelled(args.feature_path))
-        method = partial(probcover_samples, radius=args.delta or purest_radius(pool.rows, classes, args.seed))
-    return method(pool, k, args.seed)
+
+def estimated_radius(args: argparse.Namespace, pool: Pool) -> float:
+    from data_selection.baselines.probcover import purest_radius
+
+    return purest_radius(pool.rows, args.num_classes or classes_labelled(args.feature_path), args.seed)
+
+
+def read_core_ids(args: argparse.Namespace) -> list[int]:
+    return read_subset_ids(args.core_ids, len(read_features(args.feature_path)[0]), "--core_ids")
 
 
 def classes_labelled(feature_path: str) -> int:
@@ -83,13 +114,23 @@ def classes_labelled(feature_path: str) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together, or not with the pool."""
-    radius_options = {"--delta": args.delta, "--num_classes": args.num_classes}
-    given = [option for option, value in radius_options.items() if value is not None]
-    if given and args.method != "probcover":
-        raise InputError(f"{given[0]} only applies to --method probcover: leave it out with --method {args.method}")
-    if len(given) == 2:
-        raise InputError("--num_classes is for estimating --delta: leave one of them out")
-    if args.method == "probcover" and not args.delta:
+    used = {args.method, args.core_method}
+    for method, baseline in BASELINES.items():
+        given = [option for option in baseline.options if getattr(args, option) is not None]
+        if given and method not in used:
+            raise InputError(
+                f"--{given[0]} only applies to --method {method}: leave it out with --method {args.method}"
+            )
+    for one, other, why in (
+        ("num_classes", "delta", "is for estimating --delta"),
+        ("core_ids", "core_number", "is the core itself"),
+        ("core_ids", "core_method", "is the core itself"),
+    ):
+        if getattr(args, one) is not None and getattr(args, other) is not None:
+            raise InputError(f"--{one} {why}, and --{other} was given: leave one of them out")
+    if args.core_ids is not None:
+        read_core_ids(args)
+    if "probcover" in used and not args.delta:
         classes, n = args.num_classes or classes_labelled(args.feature_path), len(read_features(args.feature_path)[0])
         if classes > n:
             raise InputError(f"--num_classes {classes} is more than the {n} samples of {args.feature_path}")
@@ -103,13 +144,18 @@ def main(argv: list[str] | None = None) -> Path:
         if processes.size > 1:
             raise InputError(f"baselines run in one process, not in {processes.size}")
         request = read_request(args, partial(subset_name, args), processes)
-        method = lambda pool, k: Selection(select_indices(args, pool, k))  # noqa: E731
+        method = lambda pool, k: Selection(select_indices(args, pool, k, args.method))  # noqa: E731
         return select_subsets(request, method, processes, unit=args.method != "coreset")
 
 
 def subset_name(args: argparse.Namespace, budget: int) -> str:
     name = Path(args.feature_path).name.removesuffix(".npy")
-    also = {"delta": args.delta, "classes": args.num_classes, "seed": args.seed or None}
+    also = {
+        SHORT.get(option, option): getattr(args, option) for method in BASELINES.values() for option in method.options
+    }
+    if args.core_ids is not None:
+        also["core_ids"] = named(read_core_ids(args))
+    also["seed"] = args.seed or None
     told_apart = "".join(f"_{key}_{value}" for key, value in also.items() if value is not None)
     return f"{name}_{args.method}_sampleNum_{budget}{told_apart}"
 

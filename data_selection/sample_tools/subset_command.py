@@ -160,11 +160,12 @@ def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[i
 def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
     """What tells apart subsets that were chosen beside other samples, or around other smaller ones."""
     listed = {"labeled": candidates.labeled, "excluded": candidates.excluded, "around": smaller_budgets}
-    return "".join(
-        f"_{name}_{len(indices)}_{crc32(str(sorted(indices)).encode()):08x}"
-        for name, indices in listed.items()
-        if indices
-    )
+    return "".join(f"_{name}_{named(indices)}" for name, indices in listed.items() if indices)
+
+
+def named(indices: Sequence[int]) -> str:
+    """Samples in a file name: how many, and a checksum."""
+    return f"{len(indices)}_{crc32(str(sorted(indices)).encode()):08x}"
 
 
 def select_subsets(request: Request, method: Method, processes: Processes, unit: bool = True) -> Path:

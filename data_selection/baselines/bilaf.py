@@ -1,0 +1,211 @@
+"""BiLAF: core samples, by ActiveFT say, then samples at the boundaries between the classes that these stand for."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.errors import InputError
+from data_selection.activeft.assignment import nearest_of_all
+from data_selection.activeft.pool import Candidates, Pool, distance
+from data_selection.activeft.selection import optimise
+from data_selection.activeft.settings import Settings
+
+NEIGHBOURS = 10
+PARTS = 10  # P_in = P_rm = 10%
+PENALTY = 1.1  # delta
+LEAST_CORE, POOL_PER_CORE = 50, 200  # the paper's core: 50 samples of CIFAR10, 0.5% of CIFAR100 and ImageNet
+CHUNK_ELEMENTS = 1 << 22
+
+SelectCore = Callable[[Pool, int], list[int]]
+
+
+def bilaf_samples(
+    pool: Pool,
+    k: int,
+    seed: int,
+    core_number: int | None = None,
+    core_ids: Sequence[int] = (),
+    select_core: SelectCore | None = None,
+) -> list[int]:
+    """BiLAF (Lu et al., NeurIPS 2024): K core samples, then boundary samples of the K pseudo-classes around them.
+
+    Every sample belongs to the class of its nearest core; the tenth of a class that is densest last is noise. A class
+    gets its part of the budget by the number of its samples without noise, |U_i|, the core included. It is spent on
+    those that are least clearly inside (`boundary_samples`).
+
+    The parts are rounded down. What remains goes one by one to the class that is furthest below its exact part, the
+    first on ties; a class with more labelled samples than its part, or fewer samples, leaves the difference to the
+    others in the same way. When all of U_i is chosen or around chosen samples, those around them come next, then noise.
+
+    Labelled samples are the core as far as they go: with fewer than K, all of them; with more, the K that
+    `select_core` takes when it may take no others. The rest count as chosen in their classes. Excluded samples are part
+    of their class, and are never chosen.
+
+    (departure) This is the method of the paper. The published code does not normalise the features here, orders the
+    samples of a class differently, and can choose a sample twice.
+
+    Args:
+        core_number: K, with the labelled samples; by default 50 or 0.5% of the pool, what is more, but at most half of
+            the budget and the labelled samples.
+        core_ids: the core itself, instead; samples of it that are not labelled are chosen first.
+        select_core: another method for the core than ActiveFT.
+    Returns: k distinct indices, the core first.
+    Raises: InputError, at once, for a core that does not fit the budget.
+    """
+    labeled = pool.candidates.labeled
+    total = k + len(labeled)
+    by_rule = min(max(LEAST_CORE, pool.n // POOL_PER_CORE), max(2, total // 2), total)
+    count = len(core_ids) or core_number or by_rule
+    new = len(set(core_ids).difference(labeled)) if core_ids else max(0, count - len(labeled))
+    if new > k:
+        raise InputError(f"{new} core samples are more than the budget of {k}: choose fewer, or label more")
+    if count < 2 and new < k:
+        raise InputError("one core sample has no boundary to others: at least 2 are needed")
+    if excluded := set(core_ids).intersection(pool.candidates.excluded).difference(labeled):
+        raise InputError(f"core sample {min(excluded)} is excluded: leave it out of one of the lists")
+    activeft = lambda pool, count: optimise(pool, count, Settings(seed=seed), progress=True).indices  # noqa: E731
+    core = list(core_ids) or core_samples(pool, count, select_core or activeft)
+
+    known = dict.fromkeys([*core, *labeled])  # chosen before any boundary, in order
+    closed = pool.closed()
+    closed[list(known)] = True
+    cluster, _ = nearest_of_all(pool.rows, pool.rows[core])
+    cluster[core] = torch.arange(len(core), device=cluster.device)  # also where two are equal
+    members = cluster.argsort(stable=True).split(torch.bincount(cluster, minlength=len(core)).tolist())
+    known_in = [[] for _ in core]
+    for sample, owner in zip(known, cluster[list(known)].tolist(), strict=True):
+        known_in[owner].append(sample)
+    budgets = shares(
+        total,
+        sizes=[without_noise(len(some)) for some in members],
+        least=[len(some) for some in known_in],
+        most=[len(some) + int((~closed[own]).sum()) for some, own in zip(known_in, members, strict=True)],
+    )
+    chosen = [sample for sample in dict.fromkeys(core) if sample not in labeled]
+    for own in tqdm(range(len(core)), desc="boundaries"):
+        if budgets[own] > len(known_in[own]):
+            chosen += boundary_samples(pool.rows, core, own, members[own], known_in[own], budgets[own], closed)
+    return chosen
+
+
+def core_samples(pool: Pool, count: int, select_core: SelectCore) -> list[int]:
+    """So many samples, the labelled ones first: all of them, or those of them that the method takes."""
+    labeled = pool.candidates.labeled
+    if count > len(labeled):
+        return [*labeled, *select_core(pool, count - len(labeled))]
+    others = sorted(set(range(pool.n)).difference(labeled))
+    return select_core(Pool(pool.rows, Candidates(pool.n, excluded=tuple(others)), pool.processes), count)
+
+
+def without_noise(size: int) -> int:
+    """|U_i|, of a class of N_i samples: P_rm N_i, rounded down, are noise; in a class of less than 10 none is."""
+    return size - size // PARTS
+
+
+def shares(total: int, sizes: Sequence[int], least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Whole numbers of this sum, as near to proportional to the sizes as their bounds allow."""
+    exact = total * np.array(sizes, dtype=np.int64)  # times the sum of the sizes, so that nothing is rounded
+    unit, least, most = sum(sizes), np.array(least), np.array(most)
+    parts = (exact // unit).clip(least, most)
+    while missing := total - int(parts.sum()):
+        step = 1 if missing > 0 else -1
+        possible = parts < most if missing > 0 else parts > least
+        short = np.where(possible, step * (exact - parts * unit), np.iinfo(np.int64).min)
+        parts[short.argmax()] += step
+    return parts.tolist()
+
+
+def boundary_samples(
+    features: Tensor, core: Sequence[int], own: int, members: Tensor, known: Sequence[int], budget: int, closed: Tensor
+) -> list[int]:
+    """The boundary samples of one pseudo-class (steps 3, 5, 6 and 7).
+
+    With d(x) the mean distance to all of U_i, and t_l the number of chosen samples of the class whose nearest other
+    core is c_l, the next is always the candidate with the least
+        min over l != i of (delta^t_l |x - c_l| - d(x)) / max(|x - c_l|, d(x)).
+    With each chosen sample the floor(|U_i| / budget) candidates nearest to it, itself one of them, are none any more.
+
+    Args:
+        core, own: the indices of all core samples, and which of them is this class's.
+        members: the indices (c,) of the class.
+        known: those of them that are chosen already, the core first; they are part of the budget.
+        closed: whether each sample of the pool (n,) cannot be chosen.
+    Returns: budget - len(known) indices.
+    """
+    centres = features[list(core)]  # (k, d)
+    members = entering_order(features, members, core[own])
+    rows, size = features[members], without_noise(len(members))
+    inside = torch.cat([distance(some @ rows[:size].T).mean(dim=1) for some in in_chunks(rows, size)])  # d(x) (c,)
+    penalty = centres.new_ones(len(core))  # delta^t_l
+
+    def least_score(samples: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for some in in_chunks(samples, len(core)):
+            outside, d = distance(rows[some] @ centres.T), inside[some, None]  # (chunk, d) x (d, k) -> (chunk, k)
+            score = (penalty * outside - d) / torch.maximum(outside, d).clamp_min(torch.finfo(d.dtype).tiny)
+            score[:, own] = torch.inf
+            found.append(score.min(dim=1))
+        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+    score, opponent = least_score(torch.arange(len(rows), device=rows.device))
+    nearest_core = opponent.clone()  # as long as nothing is penalised the least score is that of the nearest
+    open_members = ~closed[members]
+    rank = torch.zeros(len(rows), dtype=torch.int8, device=rows.device)  # 0: candidates, which come first
+    rank[size:] = 2  # noise
+
+    def choose(position: int) -> None:
+        open_members[position] = False
+        near = (rows @ rows[position]).masked_fill_(rank != 0, -torch.inf)
+        if rank[position] == 0:
+            near[position] = torch.inf
+        around = near.topk(size // budget)
+        rank[around.indices[around.values > -torch.inf]] = 1
+        if members[position] == core[own]:
+            return
+        rival = nearest_core[position]
+        penalty[rival] *= PENALTY
+        dearer = (open_members & (opponent == rival)).nonzero().squeeze(1)
+        if len(dearer):
+            score[dearer], opponent[dearer] = least_score(dearer)
+
+    position_of = {sample: position for position, sample in enumerate(members.tolist())}
+    for sample in known:
+        choose(position_of[sample])
+    chosen = []
+    while len(known) + len(chosen) < budget:
+        first = rank == rank[open_members].min()
+        chosen.append(int(score.masked_fill(~(open_members & first), torch.inf).argmin()))
+        choose(chosen[-1])
+    return members[chosen].tolist()
+
+
+def entering_order(features: Tensor, members: Tensor, core: int) -> Tensor:
+    """The members of a class as they enter U, which starts as its core; those that do not, the noise, last (step 3).
+
+    In each round the P_in N_i, at least one, enter whose mean distance to their 10 nearest in U is least.
+    """
+    rows, size = features[members], without_noise(len(members))
+    start = int((members == core).nonzero())
+    order = [torch.tensor([start], device=rows.device)]
+    outside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    outside[start] = False
+    nearest = rows.new_full((len(rows), NEIGHBOURS), torch.inf)  # distances to the nearest in U, ascending
+    while (entered := len(rows) - int(outside.sum())) < size:
+        waiting = outside.nonzero().squeeze(1)
+        for some in in_chunks(waiting, NEIGHBOURS + len(order[-1])):
+            to_newest = distance(rows[some] @ rows[order[-1]].T)  # (chunk, d) x (d, newest) -> (chunk, newest)
+            both = torch.cat([nearest[some], to_newest], dim=1)
+            nearest[some] = both.topk(NEIGHBOURS, dim=1, largest=False).values
+        sparseness = nearest[waiting, : min(entered, NEIGHBOURS)].mean(dim=1)
+        entering = min(max(1, len(rows) // PARTS), size - entered)
+        order.append(waiting[sparseness.argsort(stable=True)[:entering]])
+        outside[order[-1]] = False
+    return members[torch.cat([*order, outside.nonzero().squeeze(1)])]
+
+
+def in_chunks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Rows in portions of which a matrix with so many columns fits into memory."""
+    return rows.split(max(1, CHUNK_ELEMENTS // width))
