@@ -186,7 +186,10 @@ def describe_cross_validation(kind: str, result: dict[str, Any] | None, n: int) 
     if result is None:
         return "no class has two labelled images: nothing can be cross-validated"
     accuracy = f"top-1 {result['acc1']:.1f} ± {result['std']:.1f}% over {result['folds']} folds"
-    return f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}"
+    return (
+        f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}; "
+        "where these were chosen, they are no random sample of the pool"
+    )
 
 
 def finish_probe(

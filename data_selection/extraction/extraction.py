@@ -20,7 +20,7 @@ from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_fol
 from common.image_loader import ImageLoader
 from common.images import open_rgb
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
-from common.processes import Processes, autocast, launched
+from common.processes import Processes, autocast, launched, passes
 from common.progress import progress_bar
 from common.scenes import scene_images
 from data_selection.extraction.backbones import VITS, Backbone, build_backbone
@@ -36,7 +36,6 @@ NO_INFLUENCE = (
     "input_size",
     "image_column",
 )
-CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OWN_IMAGES = ("Folder", "List", "HF")
 DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
@@ -158,7 +157,7 @@ def extract(
     with progress_bar(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
         for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
             parts = []
-            for part in images.split(CPU_PASS if device.type == "cpu" else len(images)):
+            for part in passes(images, device):
                 pixels = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
                 with autocast(device, amp):
                     parts.append(backbone.features(pixels).float())
