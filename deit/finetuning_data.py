@@ -27,7 +27,7 @@ from common.image_datasets import (
     split_folder,
 )
 from common.networks import input_size, preprocessing
-from common.subset_file import read_subset_ids
+from common.subset_file import note_on_pool, read_subset_ids
 from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
 
@@ -117,7 +117,10 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     if val is not None:
         identity["val_images"] = describe_images(val)
     if args.data_set.endswith("SUBSET"):
-        listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
+        subsets = {path: read_subset_ids(path, len(train)) for path in args.subset_ids}
+        names = [path for path, _ in train.samples] if isinstance(train, ClassFolders) else []
+        notes += filter(None, (note_on_pool(path, ids, len(train), names) for path, ids in subsets.items()))
+        listed = {index: None for ids in subsets.values() for index in ids}
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
     (
