@@ -183,6 +183,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         transform = create_transform(
             size,
             is_training=True,
+            hflip=args.hflip,
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
             interpolation=args.train_interpolation,
