@@ -126,7 +126,7 @@ def test_processes_hold_the_drawn_rows_between_them():
 def test_a_larger_pool_gives_the_loss_of_the_dense_reference():
     features = torch.from_numpy(np.random.RandomState(1).randn(2000, 24).astype(np.float32))
     pool = pool_of(F.normalize(features, dim=1))
-    dense = reference.optimise(pool, 150, Settings(max_iter=40))  # more than FEW_PROTOTYPES: bounds and screening
+    dense = reference.optimise(pool, 150, Settings(max_iter=40))  # more than FEW_PROTOTYPES: bounds and shortlists
     ours = select(features, 150, max_iter=40, device="cpu")
     assert ours.losses == pytest.approx(dense.losses, rel=1e-5)
     assert len(set(ours.indices) & set(dense.indices)) >= 0.98 * 150
