@@ -89,7 +89,7 @@ def evaluate(
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
     for batch in progress_bar(loader, desc="evaluating", leave=False, disable=not processes.is_main):
-        images, targets = to_network(batch, processes.device)
+        images, targets = to_network(batch, processes.device, model)
         with autocast(processes.device, amp_dtype):
             logits = model(images).float()  # (b, c)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (b, 5)

@@ -107,7 +107,7 @@ def features_of(
     model.eval()
     features, labels = [], []
     for batch in progress_bar(DataLoader(images, batch_size), desc="features", leave=False):
-        pixels, targets = to_network(batch, device)
+        pixels, targets = to_network(batch, device, model)
         with autocast(device, amp_dtype):
             features.append(model.forward_head(model.forward_features(pixels), pre_logits=True).float().cpu())
         labels.append(targets.cpu())

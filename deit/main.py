@@ -181,9 +181,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
-        from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
+        from common.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
 
-        plot_finetuning_curves(folder.log(), folder.path / "curves.png")
+        scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
+        plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")
         if args.confusion_matrix:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
@@ -203,7 +204,10 @@ def describe_cross_validation(kind: str, result: dict[str, Any] | None, n: int) 
     if result is None:
         return "no class has two labelled images: nothing can be cross-validated"
     accuracy = f"top-1 {result['acc1']:.1f} ± {result['std']:.1f}% over {result['folds']} folds"
-    return f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}"
+    return (
+        f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}; "
+        "where these were chosen, they are no random sample of the pool"
+    )
 
 
 def finish_probe(

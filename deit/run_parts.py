@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
@@ -16,9 +16,8 @@ from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, Re
 from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
 from common.command_line import worker_count
 from common.errors import InputError
-from common.image_cache import DecodedImages, KeptBatches
-from common.image_loader import ImageLoader
-from common.networks import create_network, input_size
+from common.image_loader import DecodedImages, ImageLoader, KeptBatches
+from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
 from common.weight_update import Recipe, in_parallel
@@ -123,7 +122,8 @@ def describe_run(
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
     # What predict.py needs beside the weights.
-    run |= {"classes": data.classes, "mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+    run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
     if weights is not None:
         run["weights"] = weights
     teacher = recipe.loss.criterion.teacher

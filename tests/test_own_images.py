@@ -498,3 +498,67 @@ def test_names_of_any_encoding_survive_the_csv(tmp_path):
     subset = choose(features, tmp_path / "out", "--number", 3, "--export_csv", method="random")
     listed = read_image_list(subset.with_name(f"{subset.stem}_labels.csv"))
     assert sorted(image.path for image in listed) == [names[index] for index in json.loads(subset.read_text())]
+
+
+# The report
+
+
+def report(features: Path, out: Path, *options: object) -> dict:
+    from data_selection.sample_tools import report as report_script
+
+    given = ["--feature_path", features, "--output_dir", out, "--random_seeds", 2, "--device", "cpu", *options]
+    report_script.main([str(option) for option in given])
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_subset_chosen_beside_labels_is_measured_together_with_them(features, tmp_path):
+    first = choose(features, tmp_path, "--number", 5, "--export_csv")
+    labels = fill_in(first.with_name(f"{first.stem}_labels.csv"))
+    second = choose(features, tmp_path / "2", "--number", 4, "--labeled_ids", labels)
+    both = sorted(json.loads(first.read_text()) + json.loads(second.read_text()))
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    beside = report(features, tmp_path / "r1", "--subset_ids", second, "--labeled_ids", labels)
+    whole = report(features, tmp_path / "r2", "--subset_ids", tmp_path / "both.json")
+    assert beside["subsets"][0]["ids"] == both and beside["labeled"] == json.loads(first.read_text())
+    assert beside["subsets"][0]["values"] == whole["subsets"][0]["values"]
+    assert beside["random"][0]["k"] == 9 and beside["random"][0]["each"] != whole["random"][0]["each"]
+    names = {str(index): label_of(read_pool_paths(features, N).paths[index]) for index in json.loads(first.read_text())}
+    assert names.items() <= beside["given_labels"].items()
+
+
+def test_the_report_shows_labels_and_predictions(features, photos, trained, labels, tmp_path):
+    run_predict(trained / "checkpoint.pth", photos, tmp_path / "p.csv")
+    subset = choose(features, tmp_path, "--number", 5, method="random")
+    shown = ["--subset_ids", subset, "--labels", labels, "--predictions", tmp_path / "p.csv"]
+    written = report(features, tmp_path / "report", *shown)
+    predicted = [row["label"] for row in read_csv(tmp_path / "p.csv")]  # in the pool's order
+    assert written["predictions"] == {str(row): label for row, label in enumerate(predicted)}
+    assert len(written["given_labels"]) == 12
+    with pytest.raises(InputError, match="not in the pool"):
+        report(features, tmp_path / "r", *shown[:2], "--labels", write_csv(tmp_path / "l.csv", [("gone.png", "ant")]))
+
+
+def test_the_report_lists_groups_of_near_duplicates_of_the_pool(tmp_path):
+    features = clustered(tmp_path)
+    (tmp_path / "S.json").write_text("[0, 20]")
+    found = report(features, tmp_path / "report", "--subset_ids", tmp_path / "S.json")["duplicates"]
+    assert (found["groups"], found["images"]) == (8, 40)
+    assert found["shown"][0] == {"size": 5, "ids": [0, 1, 2, 3, 4], "strip": None}
+
+
+def test_groups_of_near_duplicates_are_those_of_a_plain_loop():
+    from data_selection.evidence import duplicates
+
+    rows = torch.nn.functional.normalize(torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    begins: list[int] = [7, 100]
+    for row in (row for row in range(300) if row not in (7, 100)):
+        if not any(rows[row] @ rows[first] >= 0.98 for first in begins):
+            begins.append(row)
+    duplicates_chunks = duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME
+    try:
+        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = 64, 50
+        group = duplicates.duplicate_of(rows, 0.98, first=[7, 100])
+    finally:
+        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = duplicates_chunks
+    assert (group == torch.arange(300)).nonzero().squeeze(1).tolist() == sorted(begins)
+    assert ((rows * rows[group]).sum(dim=1) >= 0.98 - 1e-6).all()

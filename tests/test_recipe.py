@@ -10,7 +10,7 @@ from conftest import TINY_VIT_OPTIONS
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from common.networks import input_size
+from common.networks import create_network, input_size
 from common.processes import Processes
 from common.weight_update import to_network
 from deit.engine import end_epoch
@@ -139,3 +139,12 @@ def test_published_defaults():
     }  # fmt: skip
     assert {key: getattr(args, key) for key in published} == published
     assert input_size(args) == 224
+
+
+def test_images_are_normalised_with_the_statistics_of_the_networks_own_pretraining():
+    batch = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.zeros(2)
+    published = create_network("deit_small_patch16_224", 0, 32)
+    own = create_network("vit_base_patch16_siglip_224.webli", 0, 32, {"embed_dim": 24, "depth": 1, "num_heads": 2})
+    assert torch.equal(to_network(batch, torch.device("cpu"), published)[0], to_network(batch, torch.device("cpu"))[0])
+    expected = (batch[0] / 255 - 0.5) / 0.5
+    torch.testing.assert_close(to_network(batch, torch.device("cpu"), own)[0], expected)

@@ -221,3 +221,10 @@ def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
 def test_bad_options_give_one_clear_error(options, feature_path):
     with pytest.raises(InputError, match=options[0]):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, *options)
+
+
+def test_features_without_a_label_column_give_the_subset_of_those_with_one(feature_path):
+    case = GOLDEN[0]
+    np.save(feature_path, golden_pool()[:, :-1])
+    options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--no-labels"]
+    assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]

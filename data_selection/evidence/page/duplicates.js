@@ -9,7 +9,8 @@ function drawDuplicates() {
     : !found.groups
       ? `No two images of the pool have a cosine similarity of ${cosine} or more.`
       : `${count(found.images)} images in ${count(found.groups)} groups, each with a cosine similarity of ${cosine} or more to the first of its group` +
-        `${found.shown.length < found.groups ? `; the ${found.shown.length} largest groups` : ""}. --drop_duplicates chooses one of each group at most.`;
+        `${found.shown.length < found.groups ? `; the ${found.shown.length} largest groups` : ""}. `;
+  if (found?.groups) byId("duplicates-note").append(make("code", {}, "--drop_duplicates"), " chooses one of each group at most.");
   for (const { size, ids, strip } of found?.shown ?? []) {
     const names = ids.map(nameOf).join(", ") + (size > ids.length ? ", …" : "");
     const picture = strip

@@ -44,6 +44,6 @@ const labeled = new Set(report.labeled);
 // What is known of an image beside the pool's own label: in words, perhaps none.
 const knownOf = (index) => [
   ...(labeled.has(index) ? ["labelled before"] : []),
-  ...(report.given_labels[index] !== undefined ? [`label ${report.given_labels[index]}`] : []),
+  ...(report.given_labels[index] !== undefined ? [`labelled ${report.given_labels[index]}`] : []),
   ...(report.predictions[index] !== undefined ? [`predicted ${report.predictions[index]}`] : []),
 ];
