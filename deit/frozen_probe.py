@@ -95,7 +95,7 @@ def start_head(
         return as_linear_layer(linear_readout(features, labels).fit(features, labels), len(data.classes))
 
     for weight, value in zip((head.weight, head.bias), processes.together(fit), strict=True):
-        weight.copy_(torch.from_numpy(value))
+        weight.copy_(torch.from_numpy(value).to(weight.dtype))
         processes.sum(weight.data)
 
 
