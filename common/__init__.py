@@ -5,4 +5,6 @@ Scripts import it before torch, whose threads are set up when it is loaded.
 
 from common.processors import share_processors
 
+VERSION = "1.0"
+
 share_processors()

@@ -1,13 +1,33 @@
-"""The file between choosing and training: indices into the pool, one JSON list. What has labels may also be a CSV."""
+"""The file between choosing and training: indices into the pool, one JSON list. What has labels may also be a CSV.
 
+Beside it stand the losses of its optimisation, and its provenance: what it was chosen from, and how.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
+import numpy as np
+
+from common import VERSION
 from common.errors import InputError
-from common.files import read_json
+from common.feature_file import read_description
+from common.files import read_json, write_json
 from common.image_list import labelled_images, notes_on
 from common.pool_paths import read_pool_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS_PER_BLOCK, MOST_BLOCKS = 256, 256  # of features in a checksum; all of the 50,000 of CIFAR, 100 MB with d = 384
 
 
 def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> list[int]:
@@ -60,3 +80,115 @@ def is_image_list(path: str) -> bool:
 def losses_file(subset: Path) -> Path:
     """Where the loss of every iteration that led to a subset is kept, one per line."""
     return subset.with_name(f"{subset.stem}_losses.txt")
+
+
+def provenance_file(subset: Path) -> Path:
+    """Where the provenance of a subset is kept: JSON, under another suffix, so that every *.json stays a subset."""
+    return subset.with_name(f"{subset.stem}_provenance.txt")
+
+
+def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, Any]:
+    """What a selection script was asked for, and a fingerprint of the pool (n, d) that it chooses from."""
+    try:
+        names = names_checksum(read_pool_paths(args.feature_path, len(features)).paths)
+    except InputError:  # not known, as for CIFAR
+        names = None
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "options": json.loads(json.dumps(vars(args), default=str)),
+        "seed": args.seed,
+        "version": project_version(),
+        "torch": metadata.version("torch"),
+        "network": read_description(args.feature_path),
+        "pool": {
+            "images": len(features),
+            "d": features.shape[1],
+            "features": features_checksum(features),
+            "names": names,
+        },
+    }
+
+
+def write_provenance(subset: Path, indices: Sequence[int], provenance: dict[str, Any]) -> None:
+    write_json(provenance_file(subset), {**provenance, "indices": indices_checksum(indices)}, indent=2)
+
+
+def note_on_pool(
+    subset: str | Path,
+    indices: Sequence[int],
+    n: int,
+    names: Iterable[str] = (),
+    features: np.ndarray | None = None,
+) -> str | None:
+    """One line when this is not the pool that a subset was chosen from; None when it is, or nothing is known of it.
+
+    Args:
+        n, names, features: of the pool at hand: its images, their paths in its folder, and its features (n, d), as far
+            as they are known.
+    """
+    file = provenance_file(Path(subset))
+    if not file.is_file():
+        return None
+    try:
+        kept = read_json(file, "provenance of a subset")
+        chosen, images, d, rows, listed = kept["indices"], *map(kept["pool"].get, ("images", "d", "features", "names"))
+    except (InputError, LookupError, TypeError, AttributeError):
+        return f"{file} is no provenance of a subset: whether {subset} was chosen from this pool is not known"
+    if chosen != indices_checksum(indices):
+        return f"{subset} was changed since it was chosen: {file} is of other indices"
+    here = f"{subset} was chosen from another pool"
+    if images != n:
+        return f"{here}, of {images} images: this one has {n}"
+    if listed and (names := list(names)) and listed != names_checksum(names):
+        return f"{here}: the names of its {n} images differ from those of this one"
+    if features is not None and (d, rows) != (features.shape[1], features_checksum(features)):
+        return f"{subset} was chosen from other features than these (d {d} there, {features.shape[1]} here)"
+    return None
+
+
+def note_on_network(subset: str | Path, prepared: dict[str, Any]) -> str | None:
+    """One line when the features that a subset was chosen by are of images prepared in another way; else None.
+
+    prepared: input_size, mean and std of the images at hand.
+    """
+    file = provenance_file(Path(subset))
+    network = read_json(file, "provenance of a subset").get("network") if file.is_file() else None
+    differing = [key for key, value in prepared.items() if network and network.get(key) not in (None, value)]
+    if not differing:
+        return None
+    chosen = ", ".join(f"{key} {network[key]}" for key in differing)
+    here = ", ".join(f"{key} {prepared[key]}" for key in differing)
+    return f"{subset} was chosen by features of {network['model']} with {chosen}; this run has {here}"
+
+
+def indices_checksum(indices: Iterable[int]) -> str:
+    return f"{crc32(str(sorted(indices)).encode()):08x}"
+
+
+def names_checksum(names: Iterable[str]) -> str:
+    """Of images' file names and the folders that they are directly in; where the pool itself is does not matter."""
+    ends = ("/".join(name.rsplit("/", 2)[-2:]) for name in names)
+    return f"{crc32(os.fsencode(chr(0).join(ends))):08x}"
+
+
+def features_checksum(features: np.ndarray) -> str:
+    """Of the features (n, d) as float32, whatever the labels: all, or 65,536 rows in evenly spaced blocks."""
+    blocks = min(-(-len(features) // ROWS_PER_BLOCK), MOST_BLOCKS)
+    crc = 0
+    for start in np.linspace(0, max(0, len(features) - ROWS_PER_BLOCK), blocks).astype(int):
+        crc = crc32(np.ascontiguousarray(features[start : start + ROWS_PER_BLOCK], np.float32), crc)
+    return f"{crc:08x}"
+
+
+@cache
+def project_version(root: Path = ROOT) -> str:
+    """The version's name, and the commit where the project is a checkout with git at hand."""
+    if (root / ".git").exists():
+        try:
+            described = subprocess.run(
+                ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
+            )
+            return f"{VERSION}, {described.stdout.strip()}"
+        except (OSError, subprocess.CalledProcessError):
+            pass
+    return VERSION

@@ -41,14 +41,17 @@ def train_one_epoch(
     processes: Processes,
     interruption: Interruption,
     bar: tqdm,
+    frozen: bool = False,
 ) -> bool:
     """Make the remaining updates of epoch `state.epoch`, from `state.update` on.
 
     batches: the run's micro-batches (b, 3, h, w) and their labels (b,). `model` may be wrapped for several processes.
+    frozen: only a linear head is trained, and the backbone stays as it is evaluated: no stochastic depth, no dropout,
+    no update of batch norm's statistics.
     Returns: whether the run is to stop; the state says how far the epoch has come.
     Raises: InputError, in every process, when the loss is not finite.
     """
-    model.train()
+    model.train(not frozen)
     while state.update < recipe.plan.updates:
         stop = update_weights(model, batches, recipe, state, processes, interruption)
         bar.update()

@@ -27,7 +27,7 @@ from common.image_datasets import (
     split_folder,
 )
 from common.networks import input_size, preprocessing
-from common.subset_file import read_subset_ids
+from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
 
@@ -117,13 +117,19 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     if val is not None:
         identity["val_images"] = describe_images(val)
     if args.data_set.endswith("SUBSET"):
-        listed = {index: None for path in args.subset_ids for index in read_subset_ids(path, len(train))}
+        subsets = {path: read_subset_ids(path, len(train)) for path in args.subset_ids}
+        names = [path for path, _ in train.samples] if isinstance(train, ClassFolders) else []
+        notes += filter(None, (note_on_pool(path, ids, len(train), names) for path, ids in subsets.items()))
+        prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+        here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
+        notes += filter(None, (note_on_network(path, here) for path in subsets))
+        listed = {index: None for ids in subsets.values() for index in ids}
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
-    (
-        train_transform(args)(train[0][0]),
-        val and val[0],
-    )  # what cannot be read or has the wrong size shows before the work begins
+    # What cannot be read or has the wrong size shows before the work begins.
+    train_transform(args)(train[0][0])
+    if val is not None:
+        val[0]
     return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity, notes)
 
 
@@ -180,6 +186,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         transform = create_transform(
             size,
             is_training=True,
+            hflip=args.hflip,
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
             interpolation=args.train_interpolation,

@@ -78,6 +78,20 @@ def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
     return model
 
 
+def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:
+    """The layer that alone makes logits of what forward_head(pre_logits=True) gives. Raises InputError without one."""
+    head, size = model.get_classifier(), input_size(args)
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        device = head.weight.device
+        images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
+            if torch.allclose(head(features), model(images), rtol=1e-4, atol=1e-4):
+                return head
+    asked = "--head-init linear" if args.head_init == "linear" else "--freeze backbone"
+    raise InputError(f"{asked} needs a model whose head is one linear layer, which that of {args.model} is not")
+
+
 def is_distilled(model: nn.Module) -> bool:
     return hasattr(model, "set_distilled_training")
 
@@ -128,6 +142,8 @@ def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: i
         ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
     lr = scaled_lr(args, images_per_update)
     optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
+    if args.layer_decay not in (None, 1) and len({group["lr_scale"] for group in optimizer.param_groups}) == 1:
+        raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm tells no layers of {args.model} apart")
     lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)

@@ -20,7 +20,7 @@ from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
 from common.scenes import MaskLabels, mask_labels, mask_of, scene_images
-from common.subset_file import read_subset_ids
+from common.subset_file import note_on_pool, read_subset_ids
 from common.training_state import checksum
 from segmenter.scene_transforms import eval_transform
 
@@ -75,7 +75,12 @@ def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationDa
     labels = mask_labels(args, images[0].parents[2])
     chosen = range(len(images))
     if args.subset_ids:
-        chosen = dict.fromkeys(index for path in args.subset_ids for index in read_subset_ids(path, len(images)))
+        subsets = {path: read_subset_ids(path, len(images)) for path in args.subset_ids}
+        names = [image.name for image in images]
+        for path, ids in subsets.items():
+            if note := note_on_pool(path, ids, len(images), names):
+                processes.report(note)
+        chosen = dict.fromkeys(index for ids in subsets.values() for index in ids)
     train = Scenes([images[index] for index in chosen], labels)
     val = Scenes(val_images, labels, eval_transform(args))
     if not args.eval:

@@ -1,6 +1,7 @@
 """What timm must still do as it did for the published recipe, checked rather than believed."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -82,6 +83,18 @@ def test_training_crops_at_random_scale_and_flips_half_of_the_images():
         assert isinstance(step, T.ColorJitter) and step(image).tobytes() == image.tobytes()
 
 
+def test_without_flips_the_rest_of_the_augmentation_is_as_published():
+    for size in ("32", "64"):
+        with_flips, without = (
+            [
+                re.sub(" at 0x.*", "", str(step))
+                for step in train_transform(options("--input-size", size, *extra)).transforms
+            ]
+            for extra in ([], ["--hflip", "0"])
+        )
+        assert without == [step for step in with_flips if "Flip" not in step] != with_flips
+
+
 def test_small_images_are_padded_by_four_and_cropped_instead():
     size, crop, *_ = train_transform(options("--input-size", "32")).transforms
     assert isinstance(crop, T.RandomCrop) and (crop.size, crop.padding) == ((32, 32), 4)
@@ -121,7 +134,8 @@ def test_published_defaults():
         "warmup_epochs": 5, "cooldown_epochs": 10, "patience_epochs": 10, "decay_rate": 0.1, "color_jitter": 0.0,
         "aa": "none", "smoothing": 0.1, "train_interpolation": "bicubic", "repeated_aug": True, "reprob": 0.0,
         "mixup": 0.0, "cutmix": 0.0, "mixup_prob": 0.0, "mixup_switch_prob": 0.5, "distillation_type": "none",
-        "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "num_workers": 16, "pin_mem": True,
+        "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "head_init": "fresh", "freeze": "none",
+        "layer_decay": None, "hflip": 0.5, "num_workers": 16, "pin_mem": True,
     }  # fmt: skip
     assert {key: getattr(args, key) for key in published} == published
     assert input_size(args) == 224

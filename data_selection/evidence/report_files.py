@@ -11,9 +11,9 @@ import numpy as np
 from common.errors import InputError
 from common.feature_file import difference, in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
-from common.pool_paths import paths_file, read_image_paths
+from common.pool_paths import paths_file, read_image_paths, read_pool_paths
 from common.processes import pick_device
-from common.subset_file import losses_file, read_subset_ids
+from common.subset_file import losses_file, note_on_pool, read_subset_ids
 from data_selection.activeft.pool import read_rows
 from data_selection.evidence.annotations import pool_duplicates, read_annotations
 from data_selection.evidence.comparison import compare
@@ -53,6 +53,10 @@ def write_report(args: argparse.Namespace) -> Path:
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     paths = image_paths(args.feature_path, n, subsets)
+    names = read_pool_paths(args.feature_path, n).paths if paths else ()
+    for note in (note_on_pool(subset.path, subset.ids, n, names, features) for subset in subsets):
+        if note:
+            print(note)
     pixels = read_pixel_classes(paths, args)
     device = pick_device(args.device)
     folder = make_output_dir(args.output_dir)

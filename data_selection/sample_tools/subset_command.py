@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -13,10 +14,10 @@ import torch
 
 from common.command_line import number, seed_number
 from common.errors import InputError
-from common.feature_file import read_features
+from common.feature_file import in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
-from common.subset_file import losses_file, read_labeled_ids, read_subset_ids
+from common.subset_file import losses_file, provenance_of, read_labeled_ids, read_subset_ids, write_provenance
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.settings import Selection
 from data_selection.evidence.duplicates import duplicate_of
@@ -29,6 +30,7 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     """Options of every selection script."""
     add = parser.add_argument
     add("--feature_path", default=feature_path, help=".npy of (n, d + 1), the label in the last column")
+    add("--no-labels", "--no_labels", action="store_true", help="--feature_path has no label column: (n, d)")
     add("--output_dir", default="features")
     add("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
     budget = parser.add_mutually_exclusive_group()
@@ -103,7 +105,7 @@ class Request:
     """What to choose from, how many, and where to write it.
 
     features (n, d), mapped from the file. budgets: ascending; the subset of each holds the smaller ones. paths: of the
-    JSON of each budget. exports: what else to write.
+    JSON of each budget. exports: what else to write. provenance: of the subsets, in the main process.
     """
 
     features: np.ndarray
@@ -111,6 +113,7 @@ class Request:
     budgets: list[int]
     paths: list[Path]
     exports: Exports | None
+    provenance: dict[str, Any]
 
 
 def read_request(args: argparse.Namespace, name: Callable[[int], str], processes: Processes) -> Request:
@@ -120,8 +123,10 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     """
     if args.filename and args.nested:
         raise InputError("--filename names one file, and --nested writes several: leave one of them out")
-    features, _ = read_features(args.feature_path)
+    features, _ = read_features(args.feature_path, labels=not args.no_labels)
     n = len(features)
+    if description := read_description(args.feature_path):
+        processes.report(f"features of {in_words(description)}")
     budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
     # An empty name, of a shell variable that is not set, is an error and not "none".
     labeled, notes = (
@@ -144,7 +149,8 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     paths = [Path(args.output_dir, name) for name in names]
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
     exports = read_exports(args, n, paths)
-    return Request(features, candidates, budgets, paths, exports)
+    provenance = provenance_of(args, features) if processes.is_main else {}
+    return Request(features, candidates, budgets, paths, exports, provenance)
 
 
 def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
@@ -191,9 +197,10 @@ def select_subsets(request: Request, method: Method, processes: Processes, unit:
 
 
 def write_subset(path: Path, indices: list[int], losses: Sequence[float], request: Request) -> None:
-    """Write the chosen indices as one JSON list, and beside it the losses, where there are any."""
+    """Write the chosen indices as one JSON list, and beside it their provenance and the losses, where there are any."""
     if losses:
         with atomic_file(losses_file(path)) as temporary:
             temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
+    write_provenance(path, indices, request.provenance)
     write_json(path, indices)
     print(f"wrote {len(indices)} of {request.candidates.n} indices to {path}")
