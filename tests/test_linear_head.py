@@ -70,7 +70,7 @@ def test_the_first_head_predicts_what_the_readout_does_for_every_image_and_never
     val, _ = features_of(model, data.val, device, 64, None)
     pixels = torch.stack([data.val[row][0] for row in range(len(data.val))])
     with torch.inference_mode():
-        logits = model.eval()(to_network((pixels, torch.zeros(1)), device)[0])
+        logits = model.eval()(to_network((pixels, torch.zeros(1)), device, model)[0])
     expected = fit_readout("linear", train, labels, 10).predict(val)
     assert (logits.argmax(dim=1).numpy() == expected).all()
     assert logits[:, of_classes:].numel() == 0 or logits[:, of_classes:].max() < -9 < 0 <= logits.max(dim=1)[0].min()
