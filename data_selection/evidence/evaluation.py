@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
@@ -118,6 +118,6 @@ def evaluate_with_random(
         for k in dict.fromkeys(len(ids) for ids in subsets)
     }
     distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])
-    evaluated = {ids: evaluator(ids) for ids in tqdm(distinct, desc="measuring subsets", unit="subset")}
+    evaluated = {ids: evaluator(ids) for ids in progress_bar(distinct, desc="measuring subsets", unit="subset")}
     values = {k: [evaluated[ids].values for ids in each] for k, each in random.items()}
     return [evaluated[ids] for ids in subsets], values

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common.command_line import worker_count
+from common.progress import progress_bar
 from common.scenes import mask_labels, mask_of
 from data_selection.evidence.measures import Values, total_variation
 
@@ -50,7 +50,7 @@ def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -
 
     with ThreadPoolExecutor(worker_count(os.cpu_count() or 1)) as pool:
         counted = list(
-            tqdm(
+            progress_bar(
                 pool.map(lambda mask: labels.count(labels.read(mask)), masks), "reading masks", len(masks), leave=False
             )
         )
