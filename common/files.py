@@ -131,3 +131,9 @@ def scene_folder(root: Path, train: bool) -> Path:
     """The images of one split in ADE20K's layout. `root` is the data set, or the folder that ADE20K was unpacked in."""
     root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
     return root / "images" / ("training" if train else "validation")
+
+
+def scenes_name(root: Path) -> str:
+    """What a data set in ADE20K's layout is called: ADE20K, or as its folder where that is another."""
+    folder = scene_folder(root, train=True).parents[1]
+    return "ADE20K" if folder.name == ADE20K else folder.resolve().name

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import torch
@@ -23,15 +23,18 @@ def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     repository, url = config.get("hf_hub_id"), config.get("url")
     if not repository:
         return download_checkpoint(url), url
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from timm.models import load_state_dict_from_hf
 
     filename = config.get("hf_hub_filename") or "model.safetensors"
-    address = hf_hub_url(repository, filename)
-    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{repository.rsplit('/', 1)[-1]}.safetensors"
+    name, _, revision = repository.partition("@")
+    address = hf_hub_url(name, filename, revision=revision or None)
+    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{name.rsplit('/', 1)[-1]}.safetensors"
     if by_hand.is_file():
         return read_checkpoint(by_hand), str(by_hand)
-    with _from_hub(repository, filename, f"fetch {address} by hand and put it at {by_hand}"):
+    if isinstance(cached := try_to_load_from_cache(name, filename, revision=revision or None), str):
+        return read_checkpoint(cached), address
+    with _from_hub(repository, filename, f"fetch it by hand and put it at {by_hand}"):
         given = [filename] if config.get("hf_hub_filename") else []
         return load_state_dict_from_hf(repository, *given), address
 
@@ -54,7 +57,8 @@ def _from_hub(repository: str, filename: str, hint: str) -> Iterator[None]:
     address = hf_hub_url(repository, filename, revision=revision or None)
     try:
         if not isinstance(try_to_load_from_cache(repository, filename, revision=revision or None), str):
-            urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
+            with contextlib.suppress(HTTPError):  # the hub answers: its own library knows other files and says more
+                urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
         yield
     except (URLError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200]

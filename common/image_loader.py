@@ -1,4 +1,4 @@
-"""Batches of images from worker processes that end with their run, and whose failures are one line."""
+"""Batches of images from worker processes that end with their run; what is decoded often is kept in memory."""
 
 import atexit
 import ctypes
@@ -8,20 +8,24 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.command_line import worker_count
 from common.errors import InputError
+from common.progress import progress_bar
 
 SHARED_MEMORY = Path("/dev/shm")
 SEMAPHORES = 2**16  # bytes that those of one worker take in shared memory, generously
+DECODED_AT_ONCE = 64
 PREFETCH = 2  # batches that a worker prepares ahead
 WITHOUT = "try --num_workers 0, or more shared memory (docker run --shm-size=8g)"
 
@@ -110,3 +114,68 @@ def kill_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
     for child in children:
         child.kill()
+
+
+class DecodedImages(Dataset):
+    """A data set of PIL images and labels (or masks) kept decoded, as many of the first ones as fit the budget.
+
+    They are decoded when it is made, so that worker processes forked later share them.
+    """
+
+    def __init__(self, images: Dataset, budget_bytes: int, threads: int = 1, progress: bool = False):
+        self.images = images
+        self.kept: list[tuple] = []
+        free = budget_bytes
+        with (
+            ThreadPoolExecutor(max(1, threads)) as pool,
+            progress_bar(total=len(images), desc="decoding", unit="img", disable=not progress, leave=False) as bar,
+        ):
+            for start in range(0, len(images), DECODED_AT_ONCE):
+                some = range(start, min(start + DECODED_AT_ONCE, len(images)))
+                decoded = [tuple(map(_as_array, sample)) for sample in pool.map(images.__getitem__, some)]
+                free -= sum(part.nbytes for sample in decoded for part in sample if isinstance(part, np.ndarray))
+                if free < 0:
+                    break
+                self.kept += decoded
+                bar.update(len(some))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple:
+        if index < len(self.kept):
+            return tuple(Image.fromarray(part) if isinstance(part, np.ndarray) else part for part in self.kept[index])
+        return self.images[index]
+
+
+def _as_array(part: Any) -> Any:
+    return np.asarray(part) if isinstance(part, Image.Image) else part
+
+
+class KeptBatches:
+    """A loader whose batches stay in memory after the first pass, if all of them fit the budget.
+
+    They are kept in ordinary memory: in the workers' shared memory each would hold an open file.
+    """
+
+    def __init__(self, loader: ImageLoader, budget_bytes: int):
+        self.loader, self.budget_bytes = loader, budget_bytes
+        self.kept: list[list[Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        batches, free = [], self.budget_bytes
+        for batch in self.loader:
+            free -= sum(part.nbytes for part in batch)
+            if free >= 0:
+                batches.append([part.clone() if part.is_shared() else part for part in batch])
+            elif batches:
+                batches.clear()
+            yield batch
+        if free >= 0:
+            self.kept = batches

@@ -58,7 +58,7 @@ def input_size(args: argparse.Namespace) -> int:
 def create_network(
     name: str, num_classes: int, input_size: int, model_kwargs: dict[str, Any] | None = None, **rates: float
 ) -> nn.Module:
-    """A timm network with fresh weights for square images of `input_size` pixels.
+    """A timm network with fresh weights for square images of `input_size` pixels; `statistics` are their mean and std.
 
     `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` drop_rate and
     drop_path_rate. With num_classes 0 it has no head.
@@ -82,6 +82,8 @@ def create_network(
         raise InputError(
             f"the {patch}x{patch} patches of {name} do not divide an input size of {input_size}: try {near}"
         )
+    prepared = preprocessing(name, input_size, model_kwargs)
+    network.statistics = (prepared.mean, prepared.std)
     return network
 
 

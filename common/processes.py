@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common.errors import InputError
 
 Result = TypeVar("Result")
+CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto":
         amp = "fp16" if device.type == "cuda" else "off"
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def passes(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """The parts of a batch (b, ...) that are best put through a network one after the other, without gradients."""
+    return images.split(CPU_PASS if device.type == "cpu" else len(images))
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:

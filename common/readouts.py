@@ -16,6 +16,7 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # C of the linear readout
 FOLDS = 5
 NEIGHBOURS = 20
 NEIGHBOUR_TAU = 0.07
+UNKNOWN_CLASS_LOGIT = -10.0  # e^-10 of the most probable class, and no loss that dwarfs all others
 
 
 def fit_readout(name: str, features: np.ndarray, labels: np.ndarray, classes: int) -> ClassifierMixin:
@@ -41,6 +42,25 @@ def top_accuracies(readout: ClassifierMixin, features: np.ndarray, labels: np.nd
 def linear_readout(features: np.ndarray, labels: np.ndarray) -> Pipeline:
     """Logistic regression on standardised features, to be fitted; its strength suits these labelled samples."""
     return _logistic_regression(best_strength(features, labels))
+
+
+def as_linear_layer(readout: Pipeline, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """One linear layer on features as they are that predicts what a fitted linear_readout does.
+
+    Returns: weight (classes, d) and bias (classes,), float64, with the standardisation folded in. The logits of the
+    classes that were fitted sum to 0 for any features, so the largest of them is never below 0; all other classes get
+    a constant logit of -10, which never wins.
+    """
+    scaler, regression = readout
+    coef, intercept = regression.coef_.astype(np.float64), regression.intercept_.astype(np.float64)
+    if len(coef) == 1:  # of two classes, the second one's logit over the first one's
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    fitted = coef / scaler.scale_
+    offset = intercept - fitted @ scaler.mean_
+    weight, bias = np.zeros((classes, fitted.shape[1])), np.full(classes, UNKNOWN_CLASS_LOGIT)
+    weight[regression.classes_] = fitted - fitted.mean(axis=0)
+    bias[regression.classes_] = offset - offset.mean()
+    return weight, bias
 
 
 def best_strength(features: np.ndarray, labels: np.ndarray) -> float:

@@ -7,8 +7,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from torch import Tensor
 
 from common.files import atomic_file
+
+MOST_NAMED_CLASSES = 30
 
 
 def plot_curves(
@@ -33,6 +36,19 @@ def plot_curves(
     right.grid(alpha=0.3)
     if right.lines:
         right.legend()
+    save_figure(figure, picture)
+
+
+def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
+    """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
+    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
+    side = min(14, 3 + 0.35 * len(classes))
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= MOST_NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
     save_figure(figure, picture)
 
 

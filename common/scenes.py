@@ -31,7 +31,7 @@ class MaskLabels:
     table: np.ndarray = field(init=False, repr=False, compare=False)  # the class of every value
 
     def __post_init__(self) -> None:
-        table = np.full(2**16, UNKNOWN, np.int16)
+        table = np.full(2**16 + 1, UNKNOWN, np.int16)  # the last is of all larger values
         first = int(self.reduce_zero_label)
         table[0] = IGNORED
         table[first : first + len(self.classes)] = range(len(self.classes))
@@ -61,6 +61,10 @@ class MaskLabels:
                 "see --ignore-label, --reduce-zero-label and the class names"
             )
         return classes
+
+    def count(self, classes: np.ndarray) -> np.ndarray:
+        """Pixels of each class (c,); IGNORED ones count for none."""
+        return np.bincount(classes[classes != IGNORED], minlength=len(self.classes))
 
     def values(self, classes: np.ndarray) -> np.ndarray:
         """Classes (h, w) as a mask of such labels: 8 bits per pixel, or 16 where there are too many classes."""

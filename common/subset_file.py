@@ -21,6 +21,7 @@ import numpy as np
 
 from common import VERSION
 from common.errors import InputError
+from common.feature_file import read_description
 from common.files import read_json, write_json
 from common.image_list import labelled_images, notes_on
 from common.pool_paths import read_pool_paths
@@ -61,7 +62,7 @@ def read_labeled_ids(
     notes: list[str] = []
     if lists:
         labelled = labelled_images(lists, option)
-        ids += read_pool_paths(feature_path, n).rows_of(labelled, option)
+        ids += sorted(read_pool_paths(feature_path, n).rows_of(labelled, option))  # as the subset's own JSON has them
         notes = notes_on(labelled, option)
     return list(dict.fromkeys(ids)), notes
 
@@ -77,7 +78,7 @@ def is_image_list(path: str) -> bool:
 
 
 def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one a line."""
+    """Where the loss of every iteration that led to a subset is kept, one per line."""
     return subset.with_name(f"{subset.stem}_losses.txt")
 
 
@@ -98,6 +99,7 @@ def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, A
         "seed": args.seed,
         "version": project_version(),
         "torch": metadata.version("torch"),
+        "network": read_description(args.feature_path),
         "pool": {
             "images": len(features),
             "d": features.shape[1],
@@ -142,6 +144,21 @@ def note_on_pool(
     if features is not None and (d, rows) != (features.shape[1], features_checksum(features)):
         return f"{subset} was chosen from other features than these (d {d} there, {features.shape[1]} here)"
     return None
+
+
+def note_on_network(subset: str | Path, prepared: dict[str, Any]) -> str | None:
+    """One line when the features that a subset was chosen by are of images prepared in another way; else None.
+
+    prepared: input_size, mean and std of the images at hand.
+    """
+    file = provenance_file(Path(subset))
+    network = read_json(file, "provenance of a subset").get("network") if file.is_file() else None
+    differing = [key for key, value in prepared.items() if network and network.get(key) not in (None, value)]
+    if not differing:
+        return None
+    chosen = ", ".join(f"{key} {network[key]}" for key in differing)
+    here = ", ".join(f"{key} {prepared[key]}" for key in differing)
+    return f"{subset} was chosen by features of {network['model']} with {chosen}; this run has {here}"
 
 
 def indices_checksum(indices: Iterable[int]) -> str:

@@ -57,7 +57,7 @@ def update_weights(
     sizes = recipe.plan.micro_batches(state.update)
     loss = torch.zeros((), device=processes.device)
     for number, size in enumerate(sizes, start=1):
-        images, targets = to_network(next(batches), processes.device)
+        images, targets = to_network(next(batches), processes.device, state.model)
         # What is drawn from here on (mixup, stochastic depth) is this place's own, however the batch was loaded.
         seed_everything(recipe.seed, state.epoch, state.update, number, processes.rank)
         with gradients_stay(model, until_last=number < len(sizes)):
@@ -93,13 +93,13 @@ def in_parallel(model: nn.Module, processes: Processes, some_unused: bool = Fals
     return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_unused)
 
 
-def to_network(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; images of bytes become floats, normalised with ImageNet's mean and std."""
+def to_network(batch: Batch, device: torch.device, model: nn.Module | None = None) -> Batch:
+    """The batch on the device; images of bytes become floats, normalised as the model expects, else by ImageNet."""
     images, targets = (part.to(device, non_blocking=True) for part in batch)
     if images.dtype == torch.uint8:
         mean, std = (
             torch.tensor(channels, device=device)[:, None, None]
-            for channels in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            for channels in getattr(model, "statistics", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
         )
         images = images.float().div_(255).sub_(mean).div_(std)
     return images, targets

@@ -20,7 +20,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 from common.command_line import ArgumentParser, add_model_kwargs_option, number, run
 from common.errors import InputError
 from common.feature_file import unfinished
-from common.files import ADE20K, make_output_dir, scene_folder, split_folder
+from common.files import make_output_dir, scene_folder, scenes_name, split_folder
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 
@@ -107,8 +107,7 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     if args.dataset == "ImageNet":
         name, folder = "ImageNet", split_folder(root / "ImageNet", train)
     elif args.dataset == "ADE20K":
-        folder = scene_folder(root, train)
-        name = args.dataset if folder.parents[1].name == ADE20K else folder.parents[1].resolve().name
+        name, folder = scenes_name(root), scene_folder(root, train)
     elif args.dataset == "HF":
         return root.resolve().name.removesuffix(".parquet"), root
     elif args.dataset == "List":

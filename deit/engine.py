@@ -41,14 +41,17 @@ def train_one_epoch(
     processes: Processes,
     interruption: Interruption,
     bar: tqdm,
+    frozen: bool = False,
 ) -> bool:
     """Make the remaining updates of epoch `state.epoch`, from `state.update` on.
 
     batches: the run's micro-batches (b, 3, h, w) and their labels (b,). `model` may be wrapped for several processes.
+    frozen: only a linear head is trained, and the backbone stays as it is evaluated: no stochastic depth, no dropout,
+    no update of batch norm's statistics.
     Returns: whether the run is to stop; the state says how far the epoch has come.
     Raises: InputError, in every process, when the loss is not finite.
     """
-    model.train()
+    model.train(not frozen)
     while state.update < recipe.plan.updates:
         stop = update_weights(model, batches, recipe, state, processes, interruption)
         bar.update()
@@ -86,7 +89,7 @@ def evaluate(
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
     for batch in progress_bar(loader, desc="evaluating", leave=False, disable=not processes.is_main):
-        images, targets = to_network(batch, processes.device)
+        images, targets = to_network(batch, processes.device, model)
         with autocast(processes.device, amp_dtype):
             logits = model(images).float()  # (b, c)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (b, 5)

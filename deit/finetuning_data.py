@@ -26,8 +26,8 @@ from common.image_datasets import (
     class_folders,
     split_folder,
 )
-from common.networks import input_size
-from common.subset_file import note_on_pool, read_subset_ids
+from common.networks import input_size, preprocessing
+from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
 
@@ -120,13 +120,16 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         subsets = {path: read_subset_ids(path, len(train)) for path in args.subset_ids}
         names = [path for path, _ in train.samples] if isinstance(train, ClassFolders) else []
         notes += filter(None, (note_on_pool(path, ids, len(train), names) for path, ids in subsets.items()))
+        prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+        here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
+        notes += filter(None, (note_on_network(path, here) for path in subsets))
         listed = {index: None for ids in subsets.values() for index in ids}
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
-    (
-        train_transform(args)(train[0][0]),
-        val and val[0],
-    )  # what cannot be read or has the wrong size shows before the work begins
+    # What cannot be read or has the wrong size shows before the work begins.
+    train_transform(args)(train[0][0])
+    if val is not None:
+        val[0]
     return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity, notes)
 
 
@@ -177,17 +180,21 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
 
     Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
     """
-    size = input_size(args)
+    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+    size = prepared.input_size
     try:
         transform = create_transform(
             size,
             is_training=True,
+            hflip=args.hflip,
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
             interpolation=args.train_interpolation,
             re_prob=args.reprob,
             re_mode=args.remode,
             re_count=args.recount,
+            mean=prepared.mean,
+            std=prepared.std,
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None

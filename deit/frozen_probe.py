@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import InputError
 from common.processes import Processes, autocast
 from common.progress import progress_bar
-from common.readouts import fit_readout, top_accuracies
+from common.readouts import as_linear_layer, fit_readout, linear_readout, top_accuracies
 from common.weight_update import to_network
 from deit.finetuning_data import FinetuningData
 
@@ -68,6 +68,37 @@ def cross_validated(
     return {"acc1": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "folds": folds}
 
 
+@torch.no_grad()
+def start_head(
+    head: nn.Linear,
+    model: nn.Module,
+    data: FinetuningData,
+    processes: Processes,
+    batch_size: int,
+    amp_dtype: torch.dtype | None = None,
+) -> None:
+    """Set the head to the linear readout of the frozen features of the chosen images: it predicts what `probe` does.
+
+    (In mixed precision its logits are rounded, and the readout's are not.) This is the first half of LP-FT (Kumar et
+    al., ICLR 2022). One process fits it for all.
+    Raises: InputError with a single class.
+    """
+
+    def fit() -> tuple[np.ndarray, np.ndarray]:
+        if not processes.is_main:
+            return np.zeros(head.weight.shape), np.zeros(head.bias.shape)
+        features, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
+        if len(set(labels.tolist())) < 2:
+            raise InputError(
+                f"--head-init linear needs images of at least two classes, and all {len(labels)} are of one"
+            )
+        return as_linear_layer(linear_readout(features, labels).fit(features, labels), len(data.classes))
+
+    for weight, value in zip((head.weight, head.bias), processes.together(fit), strict=True):
+        weight.copy_(torch.from_numpy(value).to(weight.dtype))
+        processes.sum(weight.data)
+
+
 @torch.inference_mode()
 def features_of(
     model: nn.Module, images: Dataset, device: torch.device, batch_size: int, amp_dtype: torch.dtype | None
@@ -76,7 +107,7 @@ def features_of(
     model.eval()
     features, labels = [], []
     for batch in progress_bar(DataLoader(images, batch_size), desc="features", leave=False):
-        pixels, targets = to_network(batch, device)
+        pixels, targets = to_network(batch, device, model)
         with autocast(device, amp_dtype):
             features.append(model.forward_head(model.forward_features(pixels), pre_logits=True).float().cpu())
         labels.append(targets.cpu())

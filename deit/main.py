@@ -52,6 +52,7 @@ from deit.run_parts import (
     describe_recipe,
     describe_run,
     distributed,
+    linear_head,
     load_weights,
 )
 
@@ -66,6 +67,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     model = build_model(args, len(data.classes))
     weights, own_checkpoint = load_weights(args, model)
     model.to(processes.device)
+    frozen = args.freeze == "backbone"
+    head = linear_head(args, model) if frozen or args.head_init == "linear" else None
+    if frozen:
+        model.requires_grad_(False)
+        head.requires_grad_(True)
     eval_loader = build_eval_loader(args, data, processes) if data.val is not None else []
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     evaluate_now = partial(
@@ -94,6 +100,14 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     run = describe_run(args, data, plan, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
+    start = None
+    if args.head_init == "linear" and not own_checkpoint:
+        from deit.frozen_probe import start_head
+
+        start_head(head, model, data, processes, args.batch_size, amp_dtype)
+        start = evaluate_now(model) if data.val is not None else None
+        seen = f": {describe(start)} before the first update" if start else ""
+        processes.report(f"head from a logistic regression on the frozen features of {len(data.train)} images{seen}")
     state = build_state(args, model, plan.images_per_update)
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
@@ -104,6 +118,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             processes.report(f"no checkpoint in {args.output_dir}: starting at epoch {state.epoch}")
         if readout:
             state.best["cross_validated_readout"] = readout
+        if start:
+            state.best["linear_readout"] = start
     step_schedule_to(state)
     if state.epoch >= args.epochs and not (state.last or (own_checkpoint and data.val is None)):
         raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
@@ -128,7 +144,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     with Interruption() as interruption, progress:
         for epoch in epochs:
             lr = state.lr
-            stopping = train_one_epoch(parallel_model, batches, recipe, state, processes, interruption, progress)
+            stopping = train_one_epoch(
+                parallel_model, batches, recipe, state, processes, interruption, progress, frozen
+            )
             if stopping and state.update < plan.updates:
                 stop(folder, state, args, run, where(state), processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
@@ -163,9 +181,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
-        from deit.run_plots import plot_confusion_matrix, plot_finetuning_curves  # matplotlib takes a second to load
+        from common.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
 
-        plot_finetuning_curves(folder.log(), folder.path / "curves.png")
+        scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
+        plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")
         if args.confusion_matrix:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
         write_json(folder.path / "summary.json", summary, indent=2)
@@ -185,7 +204,10 @@ def describe_cross_validation(kind: str, result: dict[str, Any] | None, n: int) 
     if result is None:
         return "no class has two labelled images: nothing can be cross-validated"
     accuracy = f"top-1 {result['acc1']:.1f} ± {result['std']:.1f}% over {result['folds']} folds"
-    return f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}"
+    return (
+        f"{kind} readout of the frozen features, cross-validated on the {n} labelled images: {accuracy}; "
+        "where these were chosen, they are no random sample of the pool"
+    )
 
 
 def finish_probe(

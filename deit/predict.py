@@ -36,7 +36,7 @@ from common.image_loader import ImageLoader
 from common.images import open_rgb
 from common.networks import input_size
 from common.pool_paths import pool_images
-from common.processes import Processes, amp_dtype_of, autocast, launched
+from common.processes import Processes, amp_dtype_of, autocast, launched, passes
 from common.progress import progress_bar
 from common.run_folder import read_trained
 from common.training_state import weights_checksum
@@ -118,9 +118,12 @@ def predict(
     mean, std = (torch.tensor(run[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     with progress_bar(total=sum(map(len, blocks)), unit="img", desc="predicting", disable=not processes.is_main) as bar:
         for rows, (pixels, _, readable) in zip(blocks, loader, strict=True):
-            with autocast(device, amp_dtype):
-                logits = model(pixels.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std))
-            probabilities, classes = logits.float().softmax(dim=1).topk(2)  # (b, 2)
+            logits = []
+            for part in passes(pixels, device):
+                prepared = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+                with autocast(device, amp_dtype):
+                    logits.append(model(prepared).float())
+            probabilities, classes = torch.cat(logits).softmax(dim=1).topk(2)  # (b, 2)
             kept = torch.stack([classes, probabilities], dim=2).flatten(1).cpu()  # (b, 4)
             kept[~readable] = torch.nan
             file.write(rows, kept.numpy(), np.zeros(len(rows)))

@@ -13,6 +13,8 @@ from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
+PUBLISHED_HFLIP = 0.5
+ON_THE_BACKBONE = ("--head-init linear", "--freeze backbone")  # of fresh weights, there is nothing to read out
 # Options that change no result, and those whose files or effect are compared instead: a run is resumed with any others.
 NO_INFLUENCE = (
     "accum_steps", "auto_resume", "cache_mb", "confusion_matrix", "cooldown_epochs", "device", "dist_eval", "dist_url",
@@ -76,6 +78,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--input-size", type=natural, help="pixels per side; default: img_size of --model-kwargs, else 224")
     add("--drop", default=0.0, type=number(float, 0, below=1), help="dropout rate")
     add("--drop-path", default=0.1, type=number(float, 0, below=1), help="stochastic depth rate of the last block")
+    add(
+        "--head-init",
+        default="fresh",
+        choices=["fresh", "linear"],
+        help="linear: start the head from a logistic regression on the frozen features of the chosen images, so that "
+        "finetuning starts at the accuracy of --probe linear (LP-FT: Kumar et al., ICLR 2022); published: fresh",
+    )
+    add(
+        "--freeze",
+        default="none",
+        choices=["none", "backbone"],
+        help="backbone: train the head alone, on augmented images; the backbone stays as it is evaluated, without "
+        "stochastic depth (linear probing, the first step of LP-FT; published: none)",
+    )
     add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
     add("--no-model-ema", dest="model_ema", action="store_false")
     add("--model-ema-decay", default=0.99996, type=share)
@@ -90,6 +106,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip-grad", type=positive, metavar="NORM", help="default: no clipping")
     add("--momentum", default=0.9, type=share)
     add("--weight-decay", default=1e-4, type=not_negative)
+    add(
+        "--layer-decay",
+        type=number(float, maximum=1, above=0),
+        metavar="X",
+        help="multiply the rate by X for each layer below the head (BEiT: Bao et al., ICLR 2022; timm's layer_decay); "
+        "default, as published: one rate for all",
+    )
 
     group = parser.add_argument_group("schedule")
     add = group.add_argument
@@ -109,6 +132,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
     add("--color-jitter", default=0.0, type=not_negative)
+    add(
+        "--hflip",
+        default=PUBLISHED_HFLIP,
+        type=share,
+        help="probability of a horizontal flip; 0 for digits and letters",
+    )
     add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
@@ -166,6 +195,7 @@ def check_together(args: argparse.Namespace) -> None:
     wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
     if wanted and args.data_set == "CSV" and not args.val_labels:
         raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
+    check_departures(args)
     if args.opt not in list_optimizers():
         raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
     if args.distillation_type != "none" and not args.teacher_path:
@@ -181,3 +211,25 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
     if args.output_dir:
         make_output_dir(args.output_dir)
+
+
+def check_departures(args: argparse.Namespace) -> None:
+    """Refuse departures from the published recipe where they mean nothing. Raises InputError."""
+    given = [
+        option
+        for option, is_given in (
+            ("--head-init linear", args.head_init == "linear"),
+            ("--freeze backbone", args.freeze == "backbone"),
+            (f"--layer-decay {args.layer_decay}", args.layer_decay is not None),
+            (f"--hflip {args.hflip}", args.hflip != PUBLISHED_HFLIP),
+        )
+        if is_given
+    ]
+    if given and (args.eval or args.probe):
+        raise InputError(f"{given[0]} is for training, and --{'eval' if args.eval else 'probe'} trains nothing")
+    if given and given[0] in ON_THE_BACKBONE and not (args.resume or args.finetune):
+        raise InputError(f"{given[0]} needs --resume, the pretrained backbone")
+    if args.freeze == "backbone" and args.layer_decay is not None:
+        raise InputError(f"--layer-decay {args.layer_decay} sets the rates of a backbone that --freeze backbone keeps")
+    if args.freeze == "backbone" and args.drop:
+        raise InputError(f"--drop {args.drop} has no effect with --freeze backbone")

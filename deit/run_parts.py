@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
@@ -16,9 +16,8 @@ from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, Re
 from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
 from common.command_line import worker_count
 from common.errors import InputError
-from common.image_cache import DecodedImages, KeptBatches
-from common.image_loader import ImageLoader
-from common.networks import create_network, input_size
+from common.image_loader import DecodedImages, ImageLoader, KeptBatches
+from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
 from common.weight_update import Recipe, in_parallel
@@ -79,6 +78,20 @@ def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
     return model
 
 
+def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:
+    """The layer that alone makes logits of what forward_head(pre_logits=True) gives. Raises InputError without one."""
+    head, size = model.get_classifier(), input_size(args)
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        device = head.weight.device
+        images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
+            if torch.allclose(head(features), model(images), rtol=1e-4, atol=1e-4):
+                return head
+    asked = "--head-init linear" if args.head_init == "linear" else "--freeze backbone"
+    raise InputError(f"{asked} needs a model whose head is one linear layer, which that of {args.model} is not")
+
+
 def is_distilled(model: nn.Module) -> bool:
     return hasattr(model, "set_distilled_training")
 
@@ -109,7 +122,8 @@ def describe_run(
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
     # What predict.py needs beside the weights.
-    run |= {"classes": data.classes, "mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+    run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
     if weights is not None:
         run["weights"] = weights
     teacher = recipe.loss.criterion.teacher
@@ -128,6 +142,8 @@ def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: i
         ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
     lr = scaled_lr(args, images_per_update)
     optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
+    if args.layer_decay not in (None, 1) and len({group["lr_scale"] for group in optimizer.param_groups}) == 1:
+        raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm tells no layers of {args.model} apart")
     lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, number, run, seed_number, worker_count
 from common.errors import InputError
-from common.files import ADE20K, atomic_file, make_output_dir, write_json
+from common.files import atomic_file, make_output_dir, scenes_name, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
 from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
@@ -88,8 +88,8 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     if args.dataset == "ADE20K":
         if "knn" in changes.get("readouts", ()):
             raise InputError("--readouts knn is of images with one label each: for segmentation, finetuned and linear")
-        if args.data_path and args.data_path.name != ADE20K:
-            changes["output_dir"] = OUTPUT / args.data_path.resolve().name
+        if args.data_path:
+            changes["output_dir"] = OUTPUT / scenes_name(args.data_path)
     changes |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
     if args.arch:
         changes |= {"arch": args.arch, "model": args.arch}

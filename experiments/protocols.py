@@ -14,7 +14,7 @@ ADE20K: segmentation, with Segmenter's recipe; also any other folder in its layo
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import ADE20K
+from common.files import ADE20K, scenes_name
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "experiments" / "output"
@@ -74,8 +74,9 @@ class Protocol:
     @property
     def pool(self) -> str:
         """What the pool is called in tables and file names: its data set, or its folder where that is the user's."""
-        own = self.dataset == "Folder" or (self.dataset == "ADE20K" and self.data_path.name != ADE20K)
-        return self.data_path.resolve().name if own else self.dataset
+        if self.dataset == "ADE20K":
+            return scenes_name(self.data_path)
+        return self.data_path.resolve().name if self.dataset == "Folder" else self.dataset
 
     def feature_file(self, split: str) -> str:
         return f"{self.pool}_{split}.npy"

@@ -19,11 +19,12 @@ from common.files import scene_folder
 from common.images import open_rgb
 from common.processes import Processes
 from common.progress import progress_bar
-from common.scenes import IGNORED, MaskLabels, mask_labels, mask_of, scene_images
+from common.scenes import MaskLabels, mask_labels, mask_of, scene_images
 from common.subset_file import note_on_pool, read_subset_ids
 from common.training_state import checksum
 from segmenter.scene_transforms import eval_transform
 
+MOST_NAMED_CLASSES = 10
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 
@@ -82,9 +83,14 @@ def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationDa
         chosen = dict.fromkeys(index for ids in subsets.values() for index in ids)
     train = Scenes([images[index] for index in chosen], labels)
     val = Scenes(val_images, labels, eval_transform(args))
-    for used in (val,) if args.eval else (train, val):
-        check_stems(images if used is train else val_images)
-        check_scenes(used, args.num_workers, processes)
+    if not args.eval:
+        check_stems(images)
+        pixels = count_pixels(train, args.num_workers, processes)
+        if missing := [name for name, count in zip(labels.classes, pixels, strict=True) if not count]:
+            listed = ", ".join(missing[:MOST_NAMED_CLASSES]) + ", ..." * (len(missing) > MOST_NAMED_CLASSES)
+            processes.report(f"{len(missing)} of {len(labels.classes)} classes have no pixel to train on: {listed}")
+    check_stems(val_images)
+    count_pixels(val, args.num_workers, processes)
     return SegmentationData(train, val, labels)
 
 
@@ -101,27 +107,30 @@ def check_stems(images: Sequence[Path]) -> None:
             raise InputError(f"mask {mask} belongs to no image in {images[0].parent}: the names must match")
 
 
-def check_scenes(scenes: Scenes, threads: int, processes: Processes) -> None:
-    """Raises InputError, naming the file, for an image or mask that cannot be used; and where nothing is labelled.
+def count_pixels(scenes: Scenes, threads: int, processes: Processes) -> list[int]:
+    """The labelled pixels of each class, from all images and masks, each of which is checked on the way.
 
     Each process looks at its share, and all raise what one finds.
+    Raises: InputError, naming the file, for an image or mask that cannot be used; and where nothing is labelled.
     """
 
-    def has_label(path: Path) -> bool:
+    def count(path: Path) -> np.ndarray:
         image, mask = open_rgb(path), scenes.labels.read(mask_of(path))
         if image.size != mask.shape[::-1]:
             sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {path} {image.width}x{image.height}"
             raise InputError(f"mask {mask_of(path)} has {sizes}: they must be of one size")
-        return bool((mask != IGNORED).any())
+        return scenes.labels.count(mask)
 
-    def count() -> int:
+    def count_share() -> np.ndarray:
         mine = scenes.paths[processes.part(len(scenes))]
         with ThreadPoolExecutor(max(1, worker_count(threads))) as pool:
-            checked = pool.map(has_label, mine)
-            return sum(progress_bar(checked, "checking masks", len(mine), disable=not processes.is_main, leave=False))
+            counted = pool.map(count, mine)
+            bar = progress_bar(counted, "checking masks", len(mine), disable=not processes.is_main, leave=False)
+            return sum(bar, np.zeros(len(scenes.labels.classes), np.int64))
 
-    labelled = torch.tensor(processes.together(count), device=processes.device)
-    processes.sum(labelled)
-    if not labelled:
+    pixels = torch.from_numpy(processes.together(count_share)).to(processes.device)  # (c,)
+    processes.sum(pixels)
+    if not pixels.any():
         masks = mask_of(scenes.paths[0]).parent
         raise InputError(f"no pixel of the {len(scenes)} masks used of {masks} is labelled: all are ignored")
+    return pixels.tolist()

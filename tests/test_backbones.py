@@ -224,7 +224,9 @@ def test_without_a_network_the_line_says_which_file_to_fetch_and_where_to_put_it
     with pytest.raises(InputError) as caught:
         build_backbone(name, model_kwargs=SMALL)
     put = no_network / "checkpoints" / f"{name}.safetensors"
-    assert f"timm/{name}/resolve/main/model.safetensors by hand and put it at {put}" in str(caught.value)
+    assert f"timm/{name}/resolve/main/model.safetensors (no network): fetch it by hand and put it at {put}" in str(
+        caught.value
+    )
     network = fresh(name, **SMALL)
     put.parent.mkdir()
     safetensors.torch.save_file(network.state_dict(), put)

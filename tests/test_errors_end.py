@@ -19,8 +19,7 @@ from common import image_loader
 from common.command_line import run
 from common.errors import InputError
 from common.files import locked
-from common.image_cache import KeptBatches
-from common.image_loader import ImageLoader
+from common.image_loader import ImageLoader, KeptBatches
 from common.run_folder import RunFolder
 from deit.main import main
 

@@ -167,7 +167,7 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *options], cwd=ROOT / "data_selection", stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (unfinished(path).is_file() and computed_rows(unfinished(path)) >= 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -256,7 +256,7 @@ def test_all_unreadable_images_are_listed_in_one_run(num_workers, backbone, tmp_
     extra = "--batch_size_per_gpu", 4, "--num_workers", num_workers
     message = all_unreadable(folder_options(tmp_path / "photos", backbone, tmp_path / "out", *extra))
     listing = tmp_path / "out" / "photos_train_unreadable.txt"
-    assert all(str(path) in message for path in damaged) and f"3 of 12, all in {listing}" in message
+    assert all(str(path) in message for path in damaged) and f"3 of 12, all listed in {listing}" in message
     assert [line.split(": ")[0].split()[-1] for line in listing.read_text().splitlines()] == list(map(str, damaged))
 
 

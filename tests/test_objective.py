@@ -46,9 +46,9 @@ def test_small_temperatures_overflow_nothing(tau):
     torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-4, atol=0)
 
 
-def test_repulsion_in_chunks_is_the_softmax_over_all_prototypes(monkeypatch):
+def test_repulsion_in_blocks_is_the_softmax_over_all_prototypes(monkeypatch):
     centres = F.normalize(random_problem()[1], dim=1)
-    monkeypatch.setattr("data_selection.activeft.objective.CHUNK_ELEMENTS", 7 * len(centres))
+    monkeypatch.setattr("data_selection.activeft.objective.BLOCK", 7)
     log_s, pushed_from = log_repulsion(centres, 0.07)
     logits = centres @ centres.T / 0.07
     torch.testing.assert_close(log_s, logits.logsumexp(dim=1))

@@ -498,3 +498,130 @@ def test_names_of_any_encoding_survive_the_csv(tmp_path):
     subset = choose(features, tmp_path / "out", "--number", 3, "--export_csv", method="random")
     listed = read_image_list(subset.with_name(f"{subset.stem}_labels.csv"))
     assert sorted(image.path for image in listed) == [names[index] for index in json.loads(subset.read_text())]
+
+
+# The report
+
+
+def report(features: Path, out: Path, *options: object) -> dict:
+    from data_selection.sample_tools import report as report_script
+
+    given = ["--feature_path", features, "--output_dir", out, "--random_seeds", 2, "--device", "cpu", *options]
+    report_script.main([str(option) for option in given])
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_subset_chosen_beside_labels_is_measured_together_with_them(features, tmp_path):
+    first = choose(features, tmp_path, "--number", 5, "--export_csv")
+    labels = fill_in(first.with_name(f"{first.stem}_labels.csv"))
+    second = choose(features, tmp_path / "2", "--number", 4, "--labeled_ids", labels)
+    both = sorted(json.loads(first.read_text()) + json.loads(second.read_text()))
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    beside = report(features, tmp_path / "r1", "--subset_ids", second, "--labeled_ids", labels)
+    whole = report(features, tmp_path / "r2", "--subset_ids", tmp_path / "both.json")
+    assert beside["subsets"][0]["ids"] == both and beside["labeled"] == json.loads(first.read_text())
+    assert beside["subsets"][0]["values"] == whole["subsets"][0]["values"]
+    assert beside["random"][0]["k"] == 9 and beside["random"][0]["each"] != whole["random"][0]["each"]
+    names = {str(index): label_of(read_pool_paths(features, N).paths[index]) for index in json.loads(first.read_text())}
+    assert names.items() <= beside["given_labels"].items()
+
+
+def test_the_report_shows_labels_and_predictions(features, photos, trained, labels, tmp_path):
+    run_predict(trained / "checkpoint.pth", photos, tmp_path / "p.csv")
+    subset = choose(features, tmp_path, "--number", 5, method="random")
+    shown = ["--subset_ids", subset, "--labels", labels, "--predictions", tmp_path / "p.csv"]
+    written = report(features, tmp_path / "report", *shown)
+    predicted = [row["label"] for row in read_csv(tmp_path / "p.csv")]  # in the pool's order
+    assert written["predictions"] == {str(row): label for row, label in enumerate(predicted)}
+    assert len(written["given_labels"]) == 12
+    with pytest.raises(InputError, match="not in the pool"):
+        report(features, tmp_path / "r", *shown[:2], "--labels", write_csv(tmp_path / "l.csv", [("gone.png", "ant")]))
+
+
+def test_the_report_lists_groups_of_near_duplicates_of_the_pool(tmp_path):
+    features = clustered(tmp_path)
+    (tmp_path / "S.json").write_text("[0, 20]")
+    found = report(features, tmp_path / "report", "--subset_ids", tmp_path / "S.json")["duplicates"]
+    assert (found["groups"], found["images"]) == (8, 40)
+    assert found["shown"][0] == {"size": 5, "ids": [0, 1, 2, 3, 4], "strip": None}
+
+
+def test_groups_of_near_duplicates_are_those_of_a_plain_loop():
+    from data_selection.evidence import duplicates
+
+    rows = torch.nn.functional.normalize(torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    begins: list[int] = [7, 100]
+    for row in (row for row in range(300) if row not in (7, 100)):
+        if not any(rows[row] @ rows[first] >= 0.98 for first in begins):
+            begins.append(row)
+    duplicates_chunks = duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME
+    try:
+        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = 64, 50
+        group = duplicates.duplicate_of(rows, 0.98, first=[7, 100])
+    finally:
+        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = duplicates_chunks
+    assert (group == torch.arange(300)).nonzero().squeeze(1).tolist() == sorted(begins)
+    assert ((rows * rows[group]).sum(dim=1) >= 0.98 - 1e-6).all()
+
+
+# Hugging Face data sets that cannot be used
+
+
+def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else find(name, *rest)
+    )
+    with pytest.raises(InputError, match="pip install datasets"):
+        extract(tmp_path / "x.parquet", tmp_path, backbone, "--dataset", "HF")
+
+
+def test_unusable_hugging_face_data_sets_are_one_clear_line(hf_table, photos, backbone, tmp_path):
+    import datasets
+
+    datasets.DatasetDict({"train": hf_table, "test": hf_table}).save_to_disk(tmp_path / "splits")
+    renamed = hf_table.select_columns("photo").rename_column("photo", "photo 2")
+    datasets.concatenate_datasets([hf_table, renamed], axis=1).to_parquet(tmp_path / "two.parquet")
+    hf_table.remove_columns("photo").to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"no parquet")
+    for source, options, message in (
+        ("splits", ["--split", "validation"], "no split 'validation', but train, test"),
+        ("two.parquet", [], "name one with --image_column"),
+        ("two.parquet", ["--image_column", "photos"], "no column 'photos', but photo, kind, photo 2"),
+        ("none.parquet", [], "no column of kind is"),
+        ("damaged.parquet", [], "cannot load the data set"),
+    ):
+        with pytest.raises(InputError, match=message):
+            extract(tmp_path / source, tmp_path, backbone, "--dataset", "HF", *options)
+    named = extract(tmp_path / "two.parquet", tmp_path, backbone, "--dataset", "HF", "--image_column", "photo")
+    assert len(read_features(named)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        ([("a.png", "ant")], ("file", "label"), "no column `path`; its columns are file, label"),
+        (
+            [("gone 1.png",), ("gone 2.png",), ("gone 3.png",), ("gone 4.png",)],
+            ("path",),
+            r"4 \(.*gone 3.png, ...\) of 4",
+        ),
+    ],
+)
+def test_unusable_lists_are_one_clear_line_of_the_extraction(rows, columns, message, backbone, tmp_path):
+    with pytest.raises(InputError, match=message):
+        extract(write_csv(tmp_path / "l.csv", rows, columns), tmp_path / "out", backbone, "--dataset", "List")
+    assert not list(tmp_path.glob("out/*.npy*"))
+
+
+def test_an_unreadable_image_of_a_hugging_face_data_set_is_named(hf_table, backbone, tmp_path):
+    import datasets
+
+    raw = hf_table.cast_column("photo", datasets.Image(decode=False))
+    damaged = raw.map(lambda row, i: {"photo": {"bytes": b"none" if i == 2 else row["photo"]["bytes"], "path": None}},
+                      with_indices=True)  # fmt: skip
+    damaged.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "some.parquet")
+    with pytest.raises(InputError, match=r"train_2.png of .*some.parquet.* \(1 of 6"):
+        extract(tmp_path / "some.parquet", tmp_path, backbone, "--dataset", "HF")

@@ -177,3 +177,13 @@ def test_a_copy_without_git_has_the_version_of_the_project(tmp_path):
     assert project_version(tmp_path) == "1.0"
     (tmp_path / "broken" / ".git").mkdir(parents=True)
     assert project_version(tmp_path / "broken") == "1.0"
+
+
+def test_the_trainer_says_where_the_subset_was_chosen_by_images_prepared_in_another_way(feature_path, pool):
+    described = {"model": "vit_small_patch16_dinov3", "weights": "w.pth", "feature": "[CLS]", "d": D, "input_size": 32,
+                 "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic"}  # fmt: skip
+    feature_path.with_suffix(".json").write_text(json.dumps(described))
+    assert not notes_of_trainer(select(feature_path), pool)
+    feature_path.with_suffix(".json").write_text(json.dumps({**described, "mean": [0.5, 0.5, 0.5]}))
+    (said,) = notes_of_trainer(select(feature_path), pool)
+    assert "vit_small_patch16_dinov3 with mean [0.5, 0.5, 0.5]; this run has mean [0.485" in said

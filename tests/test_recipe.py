@@ -1,6 +1,7 @@
 """What timm must still do as it did for the published recipe, checked rather than believed."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import TINY_VIT_OPTIONS
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from common.networks import input_size
+from common.networks import create_network, input_size
 from common.processes import Processes
 from common.weight_update import to_network
 from deit.engine import end_epoch
@@ -82,6 +83,18 @@ def test_training_crops_at_random_scale_and_flips_half_of_the_images():
         assert isinstance(step, T.ColorJitter) and step(image).tobytes() == image.tobytes()
 
 
+def test_without_flips_the_rest_of_the_augmentation_is_as_published():
+    for size in ("32", "64"):
+        with_flips, without = (
+            [
+                re.sub(" at 0x.*", "", str(step))
+                for step in train_transform(options("--input-size", size, *extra)).transforms
+            ]
+            for extra in ([], ["--hflip", "0"])
+        )
+        assert without == [step for step in with_flips if "Flip" not in step] != with_flips
+
+
 def test_small_images_are_padded_by_four_and_cropped_instead():
     size, crop, *_ = train_transform(options("--input-size", "32")).transforms
     assert isinstance(crop, T.RandomCrop) and (crop.size, crop.padding) == ((32, 32), 4)
@@ -121,7 +134,17 @@ def test_published_defaults():
         "warmup_epochs": 5, "cooldown_epochs": 10, "patience_epochs": 10, "decay_rate": 0.1, "color_jitter": 0.0,
         "aa": "none", "smoothing": 0.1, "train_interpolation": "bicubic", "repeated_aug": True, "reprob": 0.0,
         "mixup": 0.0, "cutmix": 0.0, "mixup_prob": 0.0, "mixup_switch_prob": 0.5, "distillation_type": "none",
-        "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "num_workers": 16, "pin_mem": True,
+        "distillation_alpha": 0.5, "distillation_tau": 1.0, "eval_interval": 1, "head_init": "fresh", "freeze": "none",
+        "layer_decay": None, "hflip": 0.5, "num_workers": 16, "pin_mem": True,
     }  # fmt: skip
     assert {key: getattr(args, key) for key in published} == published
     assert input_size(args) == 224
+
+
+def test_images_are_normalised_with_the_statistics_of_the_networks_own_pretraining():
+    batch = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.zeros(2)
+    published = create_network("deit_small_patch16_224", 0, 32)
+    own = create_network("vit_base_patch16_siglip_224.webli", 0, 32, {"embed_dim": 24, "depth": 1, "num_heads": 2})
+    assert torch.equal(to_network(batch, torch.device("cpu"), published)[0], to_network(batch, torch.device("cpu"))[0])
+    expected = (batch[0] / 255 - 0.5) / 0.5
+    torch.testing.assert_close(to_network(batch, torch.device("cpu"), own)[0], expected)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.errors import InputError
 from common.feature_file import read_features
+from common.files import scenes_name
 from common.pool_paths import read_image_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
@@ -153,6 +154,14 @@ def test_images_that_are_not_chosen_need_no_mask(scenes, tmp_path):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 1])])
 
 
+def test_classes_without_a_pixel_to_train_on_are_named(scenes, tmp_path, capsys):
+    data = data_of(scenes, subset_ids=[subset_file(tmp_path, [2])])
+    seen = set(data.train[0][1].unique().tolist())
+    missing = [name for index, name in enumerate(CLASSES) if index not in seen]
+    expected = f"{len(missing)} of 10 classes have no pixel to train on: {', '.join(missing)}"
+    assert missing and expected in capsys.readouterr().out
+
+
 def test_an_index_outside_the_pool_is_refused(scenes, tmp_path):
     with pytest.raises(InputError, match="holds 5, but the pool has images 0 to 4"):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 5])])
@@ -180,3 +189,5 @@ def test_extraction_needs_no_masks_and_counts_the_images_as_training_does(folder
     assert path.name == f"{name}_train.npy" and features.shape == (3, 24) and labels.tolist() == [-1, -1, -1]
     assert [image.name for image in read_image_paths(path, 3)] == trained_on
     assert read_features(extract([*options, "--split", "val", "--output_dir", str(tmp_path)]))[0].shape == (1, 24)
+    assert scenes_name(root) == name
+    assert scenes_name(tmp_path) == ("ADE20K" if name == "ADE20K" else tmp_path.name)  # the folder around it will do

@@ -126,7 +126,7 @@ def test_processes_hold_the_drawn_rows_between_them():
 def test_a_larger_pool_gives_the_loss_of_the_dense_reference():
     features = torch.from_numpy(np.random.RandomState(1).randn(2000, 24).astype(np.float32))
     pool = pool_of(F.normalize(features, dim=1))
-    dense = reference.optimise(pool, 150, Settings(max_iter=40))  # more than FEW_PROTOTYPES: bounds and screening
+    dense = reference.optimise(pool, 150, Settings(max_iter=40))  # more than FEW_PROTOTYPES: bounds and shortlists
     ours = select(features, 150, max_iter=40, device="cpu")
     assert ours.losses == pytest.approx(dense.losses, rel=1e-5)
     assert len(set(ours.indices) & set(dense.indices)) >= 0.98 * 150
@@ -221,3 +221,10 @@ def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
 def test_bad_options_give_one_clear_error(options, feature_path):
     with pytest.raises(InputError, match=options[0]):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, *options)
+
+
+def test_features_without_a_label_column_give_the_subset_of_those_with_one(feature_path):
+    case = GOLDEN[0]
+    np.save(feature_path, golden_pool()[:, :-1])
+    options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--no-labels"]
+    assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]

@@ -3,8 +3,8 @@
 import random
 
 import torch
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.pool import Candidates, Pool
 from data_selection.activeft.settings import Settings
 
@@ -58,7 +58,7 @@ def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", 
     for labeled in pool.candidates.labeled:
         come_nearer(labeled)
     chosen: list[int] = []
-    for _ in tqdm(range(k), desc="farthest points", disable=not progress):
+    for _ in progress_bar(range(k), desc="farthest points", disable=not progress):
         if not chosen and not pool.candidates.labeled:
             chosen += random_samples(pool.candidates, 1, seed)
         else:

@@ -9,10 +9,11 @@ With unit features f_i (n, d), unit prototypes c_j (k, d), temperature tau and b
 The self term l = j, and the mean over samples rather than prototypes, are the published code's; the paper's text leaves
 the first out. (departure) All of it is in log space: exp(1 / tau) overflows float32 below tau = 0.0113.
 
-Memory is O(n + k d) and a chunk of the similarities between prototypes.
+Memory is O(n + k d) and a block of the similarities between prototypes.
 """
 
 import math
+from itertools import combinations_with_replacement
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +22,29 @@ from torch import Tensor
 from common.processes import Processes
 from data_selection.activeft.pool import chunks
 
-CHUNK_ELEMENTS = 1 << 22  # similarities held at once
+BLOCK, GPU_BLOCK = 512, 4096  # prototypes whose similarities are held at once; on a CPU they stay in its cache
 
 
 def log_repulsion(centres: Tensor, tau: float, processes: Processes | None = None) -> tuple[Tensor, Tensor]:
     """log S_j (k,), and what j is pushed away from, sum_l p_lj c_l with p the softmax of c c^T / tau over l (k, d).
 
-    The latter is tau * d log S_j / d c_j. Several processes divide the j among them.
+    The latter is tau * d log S_j / d c_j. The similarities are symmetric: a block of them serves the prototypes of its
+    rows and of its columns. Several processes divide the blocks among them.
     """
-    processes, k = processes or Processes(), len(centres)
-    log_s, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
-    mine = processes.part(k)
-    for piece in chunks(mine.stop - mine.start, max(1, CHUNK_ELEMENTS // k)):
-        j = slice(mine.start + piece.start, mine.start + piece.stop)
-        log_s[j], pushed_from[j] = repulsion_of(centres[j], centres, tau)
-    processes.sum(log_s, pushed_from)
-    return log_s, pushed_from
-
-
-def repulsion_of(some: Tensor, centres: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """log S_j (m,) and sum_l p_lj c_l (m, d) for some m of the prototypes."""
-    # The largest term is l = j, exp(1 / tau): with it taken out of the sum, nothing overflows.
-    terms = (some @ centres.T).sub_(1).div_(tau).exp_()  # (m, d) x (d, k) -> (m, k)
-    total = terms.sum(dim=1)  # (m,)
-    return total.log() + 1 / tau, terms @ centres / total[:, None]  # (m,), (m, k) x (k, d) -> (m, d)
+    processes = processes or Processes()
+    total, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
+    size = BLOCK if centres.device.type == "cpu" else GPU_BLOCK
+    blocks = [*combinations_with_replacement(chunks(len(centres), size), 2)]
+    for a, b in blocks[processes.rank :: processes.size]:
+        # The largest term is l = j, exp(1 / tau): with it taken out of the sum, nothing overflows.
+        terms = (centres[a] @ centres[b].T).sub_(1).div_(tau).exp_()  # (a, d) x (d, b) -> (a, b)
+        total[a] += terms.sum(dim=1)
+        pushed_from[a].addmm_(terms, centres[b])  # (a, b) x (b, d) -> (a, d)
+        if a != b:
+            total[b] += terms.sum(dim=0)
+            pushed_from[b].addmm_(terms.T, centres[a])  # (b, a) x (a, d) -> (b, d)
+    processes.sum(total, pushed_from)
+    return total.log() + 1 / tau, pushed_from / total[:, None]
 
 
 def loss_and_gradient(
@@ -85,7 +85,7 @@ def loss_and_gradient(
 
 def weighted_sums(features: Tensor, weight: Tensor, nearest: Tensor, k: int) -> Tensor:
     """sum_{i: a_i = j} w_i f_i for every j (k, d), read straight from the pool's rows: no w_i f_i is stored."""
-    by_prototype = nearest.argsort(stable=True)  # (n,)
+    by_prototype = nearest.int().argsort(stable=True)  # (n,); of 32 bits in half the time
     starts = F.pad(torch.bincount(nearest, minlength=k).cumsum(0), (1, -1))  # (k,)
     return F.embedding_bag(by_prototype, features, starts, mode="sum", per_sample_weights=weight[by_prototype])
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from common.processes import Processes, pick_device
+from common.progress import progress_bar
 from data_selection.activeft.assignment import NearestPrototypes
 from data_selection.activeft.initialisation import starting_samples
 from data_selection.activeft.matching import match_prototypes
@@ -71,7 +71,7 @@ def optimise(
     adam = Adam(theta)
     losses = torch.zeros(settings.max_iter, device=theta.device)
     shown = progress and processes.is_main
-    bar = tqdm(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
+    bar = progress_bar(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
     for iteration in bar:
         if batches is not None:
             batch = pool.rows[torch.from_numpy(batches.draw(part)).to(theta.device)]

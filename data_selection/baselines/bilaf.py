@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import InputError
+from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.pool import Candidates, Pool, distance
 from data_selection.activeft.selection import optimise
@@ -85,7 +85,7 @@ def bilaf_samples(
         most=[len(some) + int((~closed[own]).sum()) for some, own in zip(known_in, members, strict=True)],
     )
     chosen = [sample for sample in dict.fromkeys(core) if sample not in labeled]
-    for own in tqdm(range(len(core)), desc="boundaries"):
+    for own in progress_bar(range(len(core)), desc="boundaries"):
         if budgets[own] > len(known_in[own]):
             chosen += boundary_samples(pool.rows, core, own, members[own], known_in[own], budgets[own], closed)
     return chosen

@@ -1,8 +1,8 @@
 """Herding: samples whose mean follows the pool's."""
 
 import torch
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.pool import Pool
 
 
@@ -22,7 +22,7 @@ def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
     weight = (1 + len(labeled)) * mean - labeled.sum(dim=0)
     closed = pool.closed()
     chosen: list[int] = []
-    for _ in tqdm(range(k), desc="herding"):
+    for _ in progress_bar(range(k), desc="herding"):
         best = int((features @ weight).masked_fill_(closed, -torch.inf).argmax())  # (n, d) x (d,) -> (n,)
         chosen.append(best)
         closed[best] = True

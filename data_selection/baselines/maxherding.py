@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.pool import Pool
 
 CHUNK_ELEMENTS = 1 << 22
@@ -47,11 +47,11 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     closed = pool.closed()
     bounds = features.new_full((n,), -torch.inf)
     gained = torch.zeros_like(closed)  # whether the bound is the gain itself
-    for some in tqdm((~closed).nonzero().squeeze(1).split(portion), desc="gains"):
+    for some in progress_bar((~closed).nonzero().squeeze(1).split(portion), desc="gains"):
         bounds[some] = gains_of(some)
         gained[some] = True
     chosen: list[int] = []
-    for _ in tqdm(range(k), desc="covering"):
+    for _ in progress_bar(range(k), desc="covering"):
         looked_at = FIRST_PORTION
         while True:
             enough = bounds.masked_fill(~gained, -torch.inf).max() * (1 - TIE)

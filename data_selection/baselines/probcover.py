@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.pool import Pool, distance
 from data_selection.baselines.clusters import clusters_of
 
@@ -31,7 +31,7 @@ def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]
     covered = torch.zeros(n, dtype=torch.bool, device=features.device)
     closed = pool.closed()
     gain = torch.zeros(n, dtype=torch.int64, device=features.device)  # uncovered samples in each ball
-    for rows in tqdm(list(chunks(torch.arange(n), n)), desc="balls"):
+    for rows in progress_bar(list(chunks(torch.arange(n), n)), desc="balls"):
         gain += (features[rows.to(features.device)] @ features.T >= least).sum(dim=0)  # (chunk, n) -> (n,)
 
     def cover(centre: int) -> None:
@@ -43,7 +43,7 @@ def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]
     for labeled in pool.candidates.labeled:
         cover(labeled)
     chosen: list[int] = []
-    for _ in tqdm(range(k), desc="covering"):
+    for _ in progress_bar(range(k), desc="covering"):
         best = int(gain.masked_fill(closed, -1).argmax())
         if closed[best] or gain[best] <= 0:
             break

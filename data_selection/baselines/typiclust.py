@@ -4,8 +4,8 @@ from itertools import islice, zip_longest
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.pool import Pool, distance
 from data_selection.baselines.clusters import clusters_of
 
@@ -34,7 +34,7 @@ def typiclust_samples(pool: Pool, k: int, seed: int) -> list[int]:
     order = sorted(range(count), key=lambda c: (labeled[c], -size[c]))
     closed = pool.closed()
     open_by_typicality = {}
-    for c in tqdm(order, desc="typicality"):
+    for c in progress_bar(order, desc="typicality"):
         members = (cluster == c).nonzero().squeeze(1)
         ranked = members[typicality(features[members]).argsort(descending=True, stable=True)]
         open_by_typicality[c] = ranked[~closed[ranked]].tolist()

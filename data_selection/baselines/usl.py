@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.matching import most_similar_free
 from data_selection.activeft.pool import Pool, chunks, distance
 from data_selection.baselines.clusters import unlabelled_clusters
@@ -55,7 +55,7 @@ def densities(features: Tensor, neighbours: int) -> Tensor:
     """The inverse of the mean distance to so many nearest others (n,), of unit rows (n, d)."""
     nobody = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     found = []
-    for rows in tqdm(list(chunks(len(features), ROWS_AT_A_TIME)), desc="densities"):
+    for rows in progress_bar(list(chunks(len(features), ROWS_AT_A_TIME)), desc="densities"):
         nearest, _ = most_similar_free(features, features[rows], nobody, neighbours + 1)
         found.append(distance(nearest[:, 1:]).mean(dim=1))  # the first is the sample itself
     return 1 / torch.cat(found).clamp_min(LEAST_DISTANCE)

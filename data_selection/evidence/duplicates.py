@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from data_selection.activeft.assignment import nearest_of_all
 
 ROWS_AT_A_TIME = 1024
 COLUMNS_AT_A_TIME = 32768
+LARGEST_POOL = 200_000  # of a report: the time grows with the square
 
 
 def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> Tensor:
@@ -53,3 +55,14 @@ def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> 
                 joined |= later
         begins[mine[~joined]] = True
     return group
+
+
+def groups_of(pool: Tensor, similarity: float) -> list[list[int]] | None:
+    """The groups of at least two near-duplicates, largest first; None for a pool that is too large to look for them."""
+    if len(pool) > LARGEST_POOL:
+        return None
+    group = duplicate_of(pool, similarity).cpu().numpy()  # (n,)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    groups = [members.tolist() for members in np.split(order, starts[1:]) if len(members) > 1]
+    return sorted(groups, key=len, reverse=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
@@ -100,21 +100,24 @@ def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> di
 
 
 def evaluate_with_random(
-    evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int
+    evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int, labeled: tuple[int, ...] = ()
 ) -> tuple[list[Evaluation], dict[int, list[Values]]]:
     """Evaluate subsets, and as many random ones of each size as there are seeds; equal ones once.
 
     Args:
-        subsets: ascending indices into the pool.
+        subsets: ascending indices into the pool. labeled: samples that all subsets hold, and the random ones too.
     Returns:
         the evaluation of each subset, and for each size the measures of every random subset.
     """
     n = len(evaluator.pool)
     random = {
-        k: [tuple(sorted(random_samples(Candidates(n), k, seed))) for seed in range(random_seeds)]
+        k: [
+            tuple(sorted((*labeled, *random_samples(Candidates(n, labeled), k - len(labeled), seed))))
+            for seed in range(random_seeds)
+        ]
         for k in dict.fromkeys(len(ids) for ids in subsets)
     }
     distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])
-    evaluated = {ids: evaluator(ids) for ids in tqdm(distinct, desc="measuring subsets", unit="subset")}
+    evaluated = {ids: evaluator(ids) for ids in progress_bar(distinct, desc="measuring subsets", unit="subset")}
     values = {k: [evaluated[ids].values for ids in each] for k, each in random.items()}
     return [evaluated[ids] for ids in subsets], values

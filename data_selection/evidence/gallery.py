@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from common.command_line import worker_count
 from common.errors import InputError
 from common.images import open_rgb
+from common.progress import progress_bar
 from data_selection.evidence.evaluation import Evaluation
 
 NEAREST_SHOWN = 6
@@ -62,7 +62,7 @@ def pictures(shown: dict[str, Any], paths: Sequence[Path], most: int) -> dict[st
         return encoded(thumbnail(paths[shown["ids"][position]])), encoded(strip(others))
 
     with ThreadPoolExecutor(worker_count(16)) as threads:
-        drawn = list(tqdm(threads.map(tile_and_strip, by_weight), "thumbnails", len(by_weight), unit="image"))
+        drawn = list(progress_bar(threads.map(tile_and_strip, by_weight), "thumbnails", len(by_weight), unit="image"))
     return {"positions": by_weight, "tiles": [tile for tile, _ in drawn], "strips": [strip for _, strip in drawn]}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common.command_line import worker_count
-from common.scenes import IGNORED, mask_labels, mask_of
+from common.progress import progress_bar
+from common.scenes import mask_labels, mask_of
 from data_selection.evidence.measures import Values, total_variation
 
 DEEP_ENOUGH = 3  # folders above an image in ADE20K's layout
@@ -48,10 +48,10 @@ def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -
         return None
     labels = mask_labels(args, masks[0].parents[2])
 
-    def count(mask: Path) -> np.ndarray:
-        classes = labels.read(mask)
-        return np.bincount(classes[classes != IGNORED], minlength=len(labels.classes))
-
     with ThreadPoolExecutor(worker_count(os.cpu_count() or 1)) as pool:
-        counted = list(tqdm(pool.map(count, masks), "reading masks", len(masks), leave=False))
+        counted = list(
+            progress_bar(
+                pool.map(lambda mask: labels.count(labels.read(mask)), masks), "reading masks", len(masks), leave=False
+            )
+        )
     return PixelClasses(labels.classes, np.stack(counted))

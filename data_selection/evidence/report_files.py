@@ -15,6 +15,7 @@ from common.pool_paths import paths_file, read_image_paths, read_pool_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, note_on_pool, read_subset_ids
 from data_selection.activeft.pool import read_rows
+from data_selection.evidence.annotations import pool_duplicates, read_annotations
 from data_selection.evidence.comparison import compare
 from data_selection.evidence.evaluation import Evaluation, Evaluator, LabelledRows, evaluate_with_random
 from data_selection.evidence.gallery import chosen_images, pictures
@@ -47,7 +48,8 @@ def write_report(args: argparse.Namespace) -> Path:
     if (unknown := int((labels < 0).sum())) not in (0, n):
         print(f"{unknown} of {n} images have no label: the report says nothing about classes")
     labels = known_labels(labels)
-    subsets = read_subsets(args.subset_ids, args.feature_path, n)
+    known = read_annotations(args, n)
+    subsets = read_subsets(args.subset_ids, args.feature_path, n, known.labeled)
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     paths = image_paths(args.feature_path, n, subsets)
@@ -63,7 +65,9 @@ def write_report(args: argparse.Namespace) -> Path:
     if held_out:
         held_out = LabelledRows(read_rows(held_out[0], device), held_out[1])
     evaluator = Evaluator(pool, labels, held_out, args.emd_samples, args.duplicate_similarity, args.seed, pixels)
-    evaluations, random = evaluate_with_random(evaluator, [subset.ids for subset in subsets], args.random_seeds)
+    evaluations, random = evaluate_with_random(
+        evaluator, [subset.ids for subset in subsets], args.random_seeds, known.labeled
+    )
 
     drawn = map_of_pool(pool, [subset.ids for subset in subsets], args.map, args.map_samples, args.seed)
     of_drawn = np.array(drawn["index"][: drawn["pool"]])
@@ -81,6 +85,8 @@ def write_report(args: argparse.Namespace) -> Path:
         "emd_pool_samples": len(evaluator.emd_sample(n)),
         "held_out": len(held_out.rows) if held_out else 0,
         "map": drawn,
+        "labeled": known.labeled,
+        "duplicates": pool_duplicates(pool, args.duplicate_similarity, paths),
         "pixels": {"classes": pixels.names, "pool": pixels.shares().tolist()} if pixels else None,
     }
     for entry, subset, evaluation in zip(report["subsets"], subsets, evaluations, strict=True):
@@ -93,9 +99,11 @@ def write_report(args: argparse.Namespace) -> Path:
             "map_nearest": evaluation.nearest[of_drawn].tolist(),
             "map_similarity": evaluation.similarity[of_drawn].round(4).tolist(),
         }
-    shown = sorted(
-        {*drawn["index"], *(index for entry in report["subsets"] for row in entry["nearest"] for index in row)}
-    )
+    groups = (report["duplicates"] or {}).get("shown", [])
+    rows = [group["ids"] for group in groups] + [row for entry in report["subsets"] for row in entry["nearest"]]
+    shown = sorted({*drawn["index"], *(index for row in rows for index in row)})
+    for name, of in (("given_labels", known.labels), ("predictions", known.predictions)):
+        report[name] = {index: of[index] for index in shown if index in of}
     report["labels"] = {index: int(labels[index]) for index in shown} if labels is not None else {}
     report["paths"] = {index: "/".join(paths[index].parts[-PARTS_OF_A_PATH:]) for index in shown} if paths else {}
     gallery = [pictures(entry, paths, args.gallery_images) for entry in report["subsets"]] if paths else []
@@ -129,8 +137,10 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     print(f"wrote report.html, report.json and represents.npz to {folder}")
 
 
-def read_subsets(paths: Sequence[str], feature_path: str, n: int) -> list[Subset]:
+def read_subsets(paths: Sequence[str], feature_path: str, n: int, labeled: Sequence[int] = ()) -> list[Subset]:
     """The subsets, named by their files without the pool's name that the selection puts in front.
+
+    labeled: samples that had labels when they were chosen, and that are measured with them.
 
     Raises: InputError when a file is not a subset of n samples, or the losses beside it are not a list of numbers.
     """
@@ -138,7 +148,7 @@ def read_subsets(paths: Sequence[str], feature_path: str, n: int) -> list[Subset
     names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, distinct, strict=True)]
     return [
-        Subset(name, path, tuple(sorted(read_subset_ids(path, n))), read_losses(path))
+        Subset(name, path, tuple(sorted({*read_subset_ids(path, n), *labeled})), read_losses(path))
         for name, path in zip(names, distinct, strict=True)
     ]
 

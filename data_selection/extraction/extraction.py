@@ -20,7 +20,7 @@ from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_fol
 from common.image_loader import ImageLoader
 from common.images import open_rgb
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
-from common.processes import Processes, autocast, launched
+from common.processes import Processes, autocast, launched, passes
 from common.progress import progress_bar
 from common.scenes import scene_images
 from data_selection.extraction.backbones import VITS, Backbone, build_backbone
@@ -36,7 +36,6 @@ NO_INFLUENCE = (
     "input_size",
     "image_column",
 )
-CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OWN_IMAGES = ("Folder", "List", "HF")
 DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
@@ -158,7 +157,7 @@ def extract(
     with progress_bar(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
         for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
             parts = []
-            for part in images.split(CPU_PASS if device.type == "cpu" else len(images)):
+            for part in passes(images, device):
                 pixels = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
                 with autocast(device, amp):
                     parts.append(backbone.features(pixels).float())
@@ -166,7 +165,7 @@ def extract(
             finite = features.isfinite().all(dim=1) | ~readable
             if not finite.all():
                 bad = rows[int(finite.int().argmin())]
-                raise InputError(f"image {bad} of the pool has features that are not finite: try --amp off")
+                raise InputError(f"{image_name(pool, bad)} has features that are not finite: try --amp off")
             features[~readable] = torch.nan
             file.write(rows, features.numpy(), labels.numpy())
             bar.update(len(rows))
@@ -185,7 +184,7 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             temporary.write_text("".join(f"{error}\n" for error in errors), errors="surrogateescape")
         more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
         raise InputError(
-            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
+            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all in {listing}): "
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
@@ -211,5 +210,10 @@ def reason(pool: Dataset, row: int) -> str:
         pool[row]
     except InputError as error:
         return str(error).removesuffix("; repair or remove it")
-    name = pool.samples[row][0] if hasattr(pool, "samples") else pool.names[row]
-    return f"{name} could not be read before: it can be now"
+    return f"{image_name(pool, row)} could not be read before: it can be now"
+
+
+def image_name(pool: Dataset, row: int) -> str:
+    if hasattr(pool, "samples"):
+        return pool.samples[row][0]
+    return pool.names[row] if hasattr(pool, "names") else f"image {row} of the pool"

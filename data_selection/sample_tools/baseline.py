@@ -11,6 +11,7 @@ says what each method does, needs and costs.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -99,20 +100,25 @@ def select_indices(args: argparse.Namespace, pool: Pool, k: int, method: str) ->
 def estimated_radius(args: argparse.Namespace, pool: Pool) -> float:
     from data_selection.baselines.probcover import purest_radius
 
-    return purest_radius(pool.rows, args.num_classes or classes_labelled(args.feature_path), args.seed)
+    return purest_radius(pool.rows, number_of_classes(args), args.seed)
 
 
 def read_core_ids(args: argparse.Namespace) -> list[int]:
-    return read_subset_ids(args.core_ids, len(read_features(args.feature_path)[0]), "--core_ids")
+    return read_subset_ids(args.core_ids, len(labels_of(args)), "--core_ids")
 
 
-def classes_labelled(feature_path: str) -> int:
-    """How many classes the labels of a feature file have. Raises InputError when it has no labels."""
-    _, labels = read_features(feature_path)
-    classes = len({*labels[labels >= 0].tolist()})
+def labels_of(args: argparse.Namespace) -> Sequence[int]:
+    """The label of each sample of the pool (n,), -1 where it is not known."""
+    return read_features(args.feature_path, labels=not args.no_labels)[1]
+
+
+def number_of_classes(args: argparse.Namespace) -> int:
+    """How many classes the task has: as given, or as the labels tell. Raises InputError when they do not."""
+    labels = labels_of(args)
+    classes = args.num_classes or len({*labels[labels >= 0].tolist()})
     if classes < 2:
         raise InputError(
-            f"--num_classes is needed: the labels of {feature_path} do not tell how many classes there are"
+            f"--num_classes is needed: the labels of {args.feature_path} do not tell how many classes there are"
         )
     return classes
 
@@ -136,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
     if args.core_ids is not None:
         read_core_ids(args)
     if "probcover" in used and not args.delta:
-        classes, n = args.num_classes or classes_labelled(args.feature_path), len(read_features(args.feature_path)[0])
+        classes, n = number_of_classes(args), len(labels_of(args))
         if classes > n:
             raise InputError(f"--num_classes {classes} is more than the {n} samples of {args.feature_path}")
 

@@ -23,6 +23,14 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
     parser.add_argument("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
     parser.add_argument("--output_dir", default="report")
+    parser.add_argument(
+        "--labeled_ids",
+        nargs="+",
+        metavar="FILE",
+        help="what the subsets were chosen beside, JSON lists or CSVs (path,label): measured together with them",
+    )
+    parser.add_argument("--labels", nargs="+", metavar="CSV", help="labels (path,label) to show with the images")
+    parser.add_argument("--predictions", metavar="CSV", help="of deit/predict.py, to show with the images")
     parser.add_argument("--eval_feature_path", help="held-out features with labels, to measure accuracy on")
     parser.add_argument(
         "--random_seeds", default=10, type=number(int, 2), help="random subsets of each size to compare with"
@@ -37,7 +45,7 @@ def main(argv: list[str] | None = None) -> Path:
         "--duplicate_similarity",
         default=0.99,
         type=number(float, -1, 1),
-        help="cosine from which two chosen samples are near-duplicates",
+        help="cosine from which two chosen samples, or two of the pool, are near-duplicates",
     )
     parser.add_argument("--map", default="pca", choices=["pca", "tsne", "umap"], help="layout of the pool on the map")
     parser.add_argument("--map_samples", default=5000, type=number(int, 1), help="pool samples on the map")

@@ -14,7 +14,7 @@ import torch
 
 from common.command_line import number, seed_number
 from common.errors import InputError
-from common.feature_file import read_features
+from common.feature_file import in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
 from common.subset_file import losses_file, provenance_of, read_labeled_ids, read_subset_ids, write_provenance
@@ -30,6 +30,7 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     """Options of every selection script."""
     add = parser.add_argument
     add("--feature_path", default=feature_path, help=".npy of (n, d + 1), the label in the last column")
+    add("--no-labels", "--no_labels", action="store_true", help="--feature_path has no label column: (n, d)")
     add("--output_dir", default="features")
     add("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
     budget = parser.add_mutually_exclusive_group()
@@ -122,8 +123,10 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     """
     if args.filename and args.nested:
         raise InputError("--filename names one file, and --nested writes several: leave one of them out")
-    features, _ = read_features(args.feature_path)
+    features, _ = read_features(args.feature_path, labels=not args.no_labels)
     n = len(features)
+    if description := read_description(args.feature_path):
+        processes.report(f"features of {in_words(description)}")
     budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
     # An empty name, of a shell variable that is not set, is an error and not "none".
     labeled, notes = (

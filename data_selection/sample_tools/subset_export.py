@@ -104,7 +104,8 @@ def read_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> E
     if not (args.export_paths or args.export_csv or args.copy_images is not None or args.export_tasks):
         return None
     pool = read_pool_paths(args.feature_path, n)
-    pool.check_unchanged(args.feature_path)
+    if args.export_csv or args.copy_images is not None or args.export_tasks:
+        pool.check_unchanged(args.feature_path)
     for labels in map(labels_file, subsets) if args.export_csv else ():
         if labels.is_file() and (filled := sum(bool(image.label) for image in read_image_list(labels))):
             raise InputError(f"{labels} holds {filled} labels: move it away, or name the new subset with --filename")

@@ -39,7 +39,7 @@ function showGallery() {
   }
   const some = gallery[current].positions.length;
   const part = some < subset.k ? `The ${count(some)} of ${count(subset.k)} chosen images that represent most` : `All ${count(subset.k)} chosen images`;
-  byId("gallery-note").textContent = `${part}, each with the number of pool images that it represents. Click one to see the nearest of those.`;
+  byId("gallery-note").textContent = `${part}, each with the number of pool images that it represents${labeled.size ? `; ${count(labeled.size)} of them, dashed, had labels before` : ""}. Click one to see the nearest of those.`;
   listing.order = galleryOrder();
   listing.drawn = 0;
   drawMore();
@@ -49,9 +49,9 @@ function drawMore() {
   const subset = report.subsets[current];
   const tiles = listing.order.slice(listing.drawn, listing.drawn + AT_A_TIME).map((chosen) => {
     const index = subset.ids[chosen];
-    const label = `${nameOf(index)}, represents ${subset.stands_for[chosen]}`;
+    const label = [nameOf(index), ...knownOf(index), `represents ${subset.stands_for[chosen]}`].join(", ");
     const picture = pictureOf(current, chosen) ?? make("span", { class: "picture absent" }, "no image");
-    const tile = make("button", { type: "button", class: "tile", "aria-label": label, title: label },
+    const tile = make("button", { type: "button", class: labeled.has(index) ? "tile labeled" : "tile", "aria-label": label, title: label },
       picture, make("span", {}, `× ${count(subset.stands_for[chosen])}`));
     tile.addEventListener("click", () => openDetails(chosen));
     return tile;
@@ -79,6 +79,7 @@ function openDetails(chosen) {
   const facts = [
     classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classOf(index)}.`,
     `It represents ${count(subset.stands_for[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.stands_for[chosen] / report.n)}).`,
+    ...knownOf(index).map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`),
   ];
   const lead = others.length ? "The nearest of them, and their cosine similarity:" : "No other image of the pool is nearest to it.";
   const buttons = [turn(-1, "←", "Previous"), turn(1, "→", "Next"), close];
@@ -111,7 +112,7 @@ function cellOf(chosen, other, cell) {
     probe.src = dataUri(strip);
   }
   const similarity = subset.nearest_similarity[chosen][cell].toFixed(3);
-  return make("figure", {}, picture, make("figcaption", {}, nameOf(other), make("br"), similarity));
+  return make("figure", {}, picture, make("figcaption", {}, nameOf(other), make("br"), [similarity, ...knownOf(other)].join(", ")));
 }
 
 const sortings = {

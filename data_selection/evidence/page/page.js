@@ -18,7 +18,8 @@ function show(position) {
 
 function drawHead() {
   byId("verdict").textContent = report.verdict;
-  byId("about").textContent = `Subset report · ${count(report.n)} images, ${count(report.d)} features each`;
+  byId("about").textContent = `Subset report · ${count(report.n)} images, ${count(report.d)} features each` +
+    (labeled.size ? ` · every subset, and every random one, holds the ${count(labeled.size)} images labelled before` : "");
   document.title = `Subset report: ${report.subsets.map((subset) => subset.name).join(", ")}`;
   const list = byId("verdicts");
   if (report.subsets.length === 1) {

@@ -40,3 +40,10 @@ const swatch = (position) => {
 const pathOf = (index) => report.paths[index] ?? null;
 const classOf = (index) => report.labels[index] ?? null;
 const nameOf = (index) => pathOf(index) ?? `image ${index}`;
+const labeled = new Set(report.labeled);
+// What is known of an image beside the pool's own label: in words, perhaps none.
+const knownOf = (index) => [
+  ...(labeled.has(index) ? ["labelled before"] : []),
+  ...(report.given_labels[index] !== undefined ? [`labelled ${report.given_labels[index]}`] : []),
+  ...(report.predictions[index] !== undefined ? [`predicted ${report.predictions[index]}`] : []),
+];
