@@ -1,4 +1,4 @@
-"""BiLAF: core samples, by ActiveFT say, then samples at the boundaries between the classes that these stand for."""
+"""BiLAF: core samples, by ActiveFT say, then samples at the boundaries between the classes that these represent."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,9 +32,9 @@ def bilaf_samples(
 ) -> list[int]:
     """BiLAF (Lu et al., NeurIPS 2024): K core samples, then boundary samples of the K pseudo-classes around them.
 
-    Every sample belongs to the class of its nearest core; the tenth of a class that is densest last is noise. A class
-    gets its part of the budget by the number of its samples without noise, |U_i|, the core included. It is spent on
-    those that are least clearly inside (`boundary_samples`).
+    Every sample belongs to the class of its nearest core; the tenth of a class that is in its sparsest parts is noise
+    (`entering_order`). A class gets its part of the budget, the core included, by the number |U_i| of its other
+    samples, and spends it on those that are least clearly inside (`boundary_samples`).
 
     The parts are rounded down. What remains goes one by one to the class that is furthest below its exact part, the
     first on ties; a class with more labelled samples than its part, or fewer samples, leaves the difference to the
@@ -55,7 +55,7 @@ def bilaf_samples(
     Returns: k distinct indices, the core first.
     Raises: InputError, at once, for a core that does not fit the budget.
     """
-    labeled = pool.candidates.labeled
+    labeled = dict.fromkeys(pool.candidates.labeled)
     total = k + len(labeled)
     by_rule = min(max(LEAST_CORE, pool.n // POOL_PER_CORE), max(2, total // 2), total)
     count = len(core_ids) or core_number or by_rule

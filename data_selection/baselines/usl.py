@@ -17,7 +17,7 @@ def usl_samples(
     k: int,
     seed: int,
     neighbours: int = 20,
-    repulsion: float = 0.5,
+    repulsion: float = 0.05,
     alpha: float = 1.0,
     rounds: int = 2,
 ) -> list[int]:
@@ -31,7 +31,7 @@ def usl_samples(
 
     Args:
         neighbours: m; the paper's 20 for ImageNet (400 for CIFAR10).
-        repulsion: w; the paper's are 0.05 to 1.5 for ImageNet.
+        repulsion: w; the least of the paper's 0.05 to 1.5 for ImageNet.
         alpha, rounds: the paper's for ImageNet.
     Returns: k distinct indices.
     """

@@ -3,6 +3,7 @@
     python sample_tools/baseline.py --method kmeans --feature_path features/CIFAR10_train.npy --percent 2
 
 writes features/CIFAR10_train_kmeans_sampleNum_1000.json: the chosen indices, one ascending JSON list.
+
     python sample_tools/baseline.py --list
 
 says what each method does, needs and costs.
@@ -45,7 +46,11 @@ def baseline_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser("Choose the images to label with another method than ActiveFT.")
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument(
-        "--list", nargs=0, action=PrintList, help="say what each method does, needs and costs, and exit"
+        "--list",
+        nargs=0,
+        action=PrintList,
+        default=argparse.SUPPRESS,
+        help="say what each method does, needs and costs, and exit",
     )
     add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
     add = parser.add_argument_group("options of one method").add_argument
@@ -68,7 +73,7 @@ def baseline_parser() -> argparse.ArgumentParser:
     add("--core_ids", help="JSON list of bilaf's core samples")
     add("--core_method", choices=CORE_METHODS, help="what chooses bilaf's core; when not given, ActiveFT")
     add("--neighbours", type=number(int, 1), help="of a sample, that give usl its density; when not given, 20")
-    add("--repulsion", type=number(float, 0), help="weight of usl's repulsion; when not given, 0.5")
+    add("--repulsion", type=number(float, 0), help="weight of usl's repulsion; when not given, 0.05")
     add("--alpha", type=number(float, above=0), help="usl's repulsion is 1 / distance^(2 alpha); when not given, 1")
     add("--rounds", type=number(int, 0), help="times that usl chooses anew; when not given, 2")
     return parser
