@@ -1,6 +1,7 @@
 """Images of a Hugging Face data set, through the `datasets` library: from a local folder, parquet files, or the hub."""
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def load(source: str, split: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries, and what failed is said at the end
     path = Path(source).expanduser()
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

@@ -13,8 +13,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
@@ -32,6 +30,9 @@ def write_digits_pool(folder: Path) -> None:
     """
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         return
+    from sklearn.datasets import load_digits  # slow to load
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     train_indices, val_indices = train_test_split(
         np.arange(len(digits.target)), test_size=VAL_FRACTION, stratify=digits.target, random_state=SPLIT_SEED

@@ -19,7 +19,6 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
 # isort: split
-import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
@@ -34,7 +33,6 @@ from data_selection.activeft.pool import Candidates, Pool, read_rows
 from data_selection.activeft.selection import select
 from data_selection.evidence.measures import earth_movers_distance, random_part
 from data_selection.sample_tools.subset_command import budget_of, percentage
-from experiments.plots import save_figure
 
 EVERY = 10  # iterations between two points of a curve
 CURVES = {"prototypes": "tab:gray", "images": "tab:blue"}
@@ -76,6 +74,10 @@ def std_over_seeds(values: np.ndarray) -> np.ndarray:
 
 def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
     """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
+    import matplotlib.pyplot as plt  # slow to load
+
+    from experiments.plots import save_figure
+
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
     for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):
         for name, colour in CURVES.items():

@@ -1,6 +1,43 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from common.command_line import run
+
+ROOT = Path(__file__).resolve().parents[1]
+LIGHT_SCRIPTS = [  # those that train load timm for the names of its optimisers
+    "data_selection/extract_feature.py",
+    "data_selection/sample_tools/ActiveFT_CIFAR.py",
+    "data_selection/sample_tools/ActiveFT_ImageNet.py",
+    "data_selection/sample_tools/baseline.py",
+    "data_selection/sample_tools/report.py",
+    "experiments/bench_selection.py",
+    "experiments/digits_pool.py",
+    "experiments/emd_along_optimisation.py",
+]
+SLOW_TO_LOAD = ["torch._dynamo", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "datasets"]
+MODULES_AFTER_HELP = f"""
+import json, runpy, sys
+loaded = {{}}
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ending:
+        assert not ending.code
+    loaded[script] = [module for module in {SLOW_TO_LOAD} if module in sys.modules]
+print("\\n" + json.dumps(loaded))
+"""
+
+
+def test_no_help_loads_a_library_that_is_slow_to_load():
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES_AFTER_HELP, *LIGHT_SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {script: [] for script in LIGHT_SCRIPTS}
 
 
 def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path, capsys):

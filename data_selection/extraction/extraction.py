@@ -184,7 +184,7 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             temporary.write_text("".join(f"{error}\n" for error in errors), errors="surrogateescape")
         more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
         raise InputError(
-            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all in {listing}): "
+            f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
