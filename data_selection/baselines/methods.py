@@ -93,7 +93,7 @@ BASELINES = {
     "bilaf": Baseline(
         "core samples by ActiveFT, then boundaries of their pseudo-classes (Lu et al., NeurIPS 2024)",
         "a budget well above the number of core samples K (--core_number): with few labels, boundaries mislead",
-        "n K similarities per iteration of ActiveFT, at most n K + n k more; O(n) memory and the rows of a pseudo-class",
+        "n K similarities per iteration of ActiveFT, at most n (K + k) after it; O(n) memory and the rows of a class",
         "24 s, 803 MB",
         "data_selection.baselines.bilaf:bilaf_samples",
         ("core_number", "core_ids", "core_method"),
