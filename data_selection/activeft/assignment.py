@@ -93,18 +93,24 @@ class NearestPrototypes:
         similarity, best = listed_similarities(self.features, centres, self.shortlist).max(dim=1)
         nearest = self.order[self.shortlist.gather(1, best[:, None]).squeeze(1)]
         unsettled = torch.zeros(len(nearest), dtype=torch.bool)
-        for group, travelled in enumerate(self.travelled.tolist()):
-            broken = (self.bounds[group] + travelled > similarity).nonzero().squeeze(1)
+        for group, broken in enumerate(self._broken_bounds(similarity)):
             for piece in chunks(len(broken), ROWS_AT_A_TIME):
                 rows = broken[piece]
-                still_broken = self._tighten(group, rows, centres) + travelled > similarity.index_select(0, rows)
+                still_broken = self._tighten(group, rows, centres) > similarity.index_select(0, rows)
                 unsettled[rows[still_broken]] = True
         rows = unsettled.nonzero().squeeze(1)
         nearest[rows], similarity[rows] = self._rank(rows, centres)
         return nearest, similarity
 
+    def _broken_bounds(self, similarity: Tensor) -> tuple[Tensor, ...]:
+        """For each group, the samples whose bound on it is above the similarity (n,) of the best in their shortlist."""
+        travelled = self.travelled[:, None]
+        rows = ((self.bounds + travelled).amax(dim=0) > similarity).nonzero().squeeze(1)  # mostly few
+        groups, places = (self.bounds.index_select(1, rows) + travelled > similarity[rows]).nonzero().unbind(1)
+        return rows[places].split(groups.bincount(minlength=len(travelled)).tolist())
+
     def _tighten(self, group: int, rows: Tensor, centres: Tensor) -> Tensor:
-        """Renew, and return, the bounds of these samples on a group."""
+        """Renew the bounds of these samples on a group. Returns what they are now, (rows,)."""
         first = group * self.group_size
         members = centres[first : first + self.group_size]  # (size, d)
         similarity = self.features.index_select(0, rows) @ members.T  # (rows, d) x (d, size) -> (rows, size)
@@ -112,8 +118,8 @@ class NearestPrototypes:
         listed, size = self.shortlist.index_select(0, rows).long() - first, len(members)  # (rows, SHORTLIST)
         listed = torch.where((listed >= 0) & (listed < size), listed, size)  # of other groups: a column of waste
         others = F.pad(similarity, (0, 1)).scatter_(1, listed, BELOW_ANY_COSINE)[:, :size].amax(dim=1)  # (rows,)
-        bounds = others + (self.rounding - self.travelled[group])
-        self.bounds[group, rows] = bounds
+        bounds = others + self.rounding
+        self.bounds[group, rows] = bounds - self.travelled[group]
         return bounds
 
     def _rank(self, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
