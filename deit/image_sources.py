@@ -3,6 +3,7 @@
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import INaturalist
@@ -42,6 +43,20 @@ def labelled_lists(
     return trained, ListedImages(root, val, transform, loader, classes) if val else None, notes
 
 
+class NaturalImages(INaturalist):
+    """Reads images as everywhere here; torchvision has an option for that only from 0.22 on."""
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        category, file = self.index[row]
+        image = open_rgb(Path(self.root, self.all_categories[category], file))
+        level = self.target_type[0]
+        label = category if level == "full" else self.categories_map[category][level]
+        return (
+            self.transform(image) if self.transform else image,
+            self.target_transform(label) if self.target_transform else label,
+        )
+
+
 def inaturalist(
     root: Path, year: str, split: str, category: str, transform: Transform | None
 ) -> tuple[Dataset, list[str]]:
@@ -53,7 +68,7 @@ def inaturalist(
     """
     target = "super" if category == "supercategory" else "full"
     try:
-        dataset = INaturalist(str(root), version=year, target_type=target, transform=transform, loader=open_rgb)
+        dataset = NaturalImages(str(root), version=year, target_type=target, transform=transform)
     except (OSError, RuntimeError) as error:
         raise InputError(f"iNaturalist {year} is not in {root / year} in torchvision's layout: {error}") from None
     dataset.index.sort()  # torchvision lists files in the order of the file system
