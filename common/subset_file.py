@@ -113,6 +113,18 @@ def write_provenance(subset: Path, indices: Sequence[int], provenance: dict[str,
     write_json(provenance_file(subset), {**provenance, "indices": indices_checksum(indices)}, indent=2)
 
 
+def read_provenance(subset: str | Path) -> dict[str, Any] | None:
+    """The provenance of a subset: None where there is none, and {} where its file is no provenance."""
+    file = provenance_file(Path(subset))
+    if not file.is_file():
+        return None
+    try:
+        kept = read_json(file, "provenance of a subset")
+    except InputError:
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
 def note_on_pool(
     subset: str | Path,
     indices: Sequence[int],
@@ -126,13 +138,12 @@ def note_on_pool(
         n, names, features: of the pool at hand: its images, their paths in its folder, and its features (n, d), as far
             as they are known.
     """
-    file = provenance_file(Path(subset))
-    if not file.is_file():
+    file, kept = provenance_file(Path(subset)), read_provenance(subset)
+    if kept is None:
         return None
     try:
-        kept = read_json(file, "provenance of a subset")
         chosen, images, d, rows, listed = kept["indices"], *map(kept["pool"].get, ("images", "d", "features", "names"))
-    except (InputError, LookupError, TypeError, AttributeError):
+    except (LookupError, AttributeError):
         return f"{file} is no provenance of a subset: whether {subset} was chosen from this pool is not known"
     if chosen != indices_checksum(indices):
         return f"{subset} was changed since it was chosen: {file} is of other indices"
@@ -151,14 +162,15 @@ def note_on_network(subset: str | Path, prepared: dict[str, Any]) -> str | None:
 
     prepared: input_size, mean and std of the images at hand.
     """
-    file = provenance_file(Path(subset))
-    network = read_json(file, "provenance of a subset").get("network") if file.is_file() else None
-    differing = [key for key, value in prepared.items() if network and network.get(key) not in (None, value)]
+    network = (read_provenance(subset) or {}).get("network")
+    if not isinstance(network, dict):
+        return None
+    differing = [key for key, value in prepared.items() if network.get(key) not in (None, value)]
     if not differing:
         return None
     chosen = ", ".join(f"{key} {network[key]}" for key in differing)
     here = ", ".join(f"{key} {prepared[key]}" for key in differing)
-    return f"{subset} was chosen by features of {network['model']} with {chosen}; this run has {here}"
+    return f"{subset} was chosen by features of {network.get('model')} with {chosen}; this run has {here}"
 
 
 def indices_checksum(indices: Iterable[int]) -> str:
