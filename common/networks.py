@@ -3,13 +3,15 @@
 import argparse
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg, split_model_name_tag
-from torch import nn
+from torch import Tensor, nn
 
 from common.command_line import add_model_kwargs_option as add_model_kwargs_option
 from common.errors import InputError
@@ -48,6 +50,12 @@ def preprocessing(
     if PUBLISHED_VITS.fullmatch(name) or "mean" not in config:
         return Preprocessing(input_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bicubic")
     return Preprocessing(input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images of bytes (b, 3, h, w) as float32 in 0..1, less the mean of each channel and divided by its std."""
+    mean, std = (torch.tensor(channels, device=images.device)[:, None, None] for channels in (mean, std))
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def input_size(args: argparse.Namespace) -> int:

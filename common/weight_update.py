@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.batch_stream import EpochPlan, seed_everything
 from common.errors import InputError
+from common.networks import normalised
 from common.processes import Interruption, Processes, autocast
 from common.run_folder import write_checkpoint
 from common.training_state import TrainingState
@@ -97,11 +98,7 @@ def to_network(batch: Batch, device: torch.device, model: nn.Module | None = Non
     """The batch on the device; images of bytes become floats, normalised as the model expects, else by ImageNet."""
     images, targets = (part.to(device, non_blocking=True) for part in batch)
     if images.dtype == torch.uint8:
-        mean, std = (
-            torch.tensor(channels, device=device)[:, None, None]
-            for channels in getattr(model, "statistics", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        )
-        images = images.float().div_(255).sub_(mean).div_(std)
+        images = normalised(images, *getattr(model, "statistics", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)))
     return images, targets
 
 

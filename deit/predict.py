@@ -34,7 +34,7 @@ from common.image_datasets import ImagesOrBlack, any_images
 from common.image_list import labelled_images, some, write_image_list
 from common.image_loader import ImageLoader
 from common.images import open_rgb
-from common.networks import input_size
+from common.networks import input_size, normalised
 from common.pool_paths import pool_images
 from common.processes import Processes, amp_dtype_of, autocast, launched, passes
 from common.progress import progress_bar
@@ -115,12 +115,11 @@ def predict(
     blocks = blocks[processes.part(len(blocks))]
     loader = ImageLoader(ImagesOrBlack(images, size), blocks, args.batch_size, args.num_workers, device.type == "cuda")
     model.to(device)
-    mean, std = (torch.tensor(run[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     with progress_bar(total=sum(map(len, blocks)), unit="img", desc="predicting", disable=not processes.is_main) as bar:
         for rows, (pixels, _, readable) in zip(blocks, loader, strict=True):
             logits = []
             for part in passes(pixels, device):
-                prepared = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+                prepared = normalised(part.to(device, non_blocking=True), run["mean"], run["std"])
                 with autocast(device, amp_dtype):
                     logits.append(model(prepared).float())
             probabilities, classes = torch.cat(logits).softmax(dim=1).topk(2)  # (b, 2)

@@ -19,6 +19,7 @@ from common.files import atomic_file, locked, write_json
 from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_folder, image_list, image_tree
 from common.image_loader import ImageLoader
 from common.images import open_rgb
+from common.networks import normalised
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
 from common.processes import Processes, autocast, launched, passes
 from common.progress import progress_bar
@@ -153,12 +154,11 @@ def extract(
     images = ImagesOrBlack(pool, prepared.input_size)
     loader = ImageLoader(images, blocks, batch_size, num_workers, pin_memory=device.type == "cuda")
     backbone.network.to(device)
-    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (prepared.mean, prepared.std))
     with progress_bar(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
         for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
             parts = []
             for part in passes(images, device):
-                pixels = part.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+                pixels = normalised(part.to(device, non_blocking=True), prepared.mean, prepared.std)
                 with autocast(device, amp):
                     parts.append(backbone.features(pixels).float())
             features = torch.cat(parts).cpu()
