@@ -50,6 +50,28 @@ def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every trainer's run has."""
+    add = parser.add_argument
+    add("--seed", default=0, type=number(int, 0))
+    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
+    add("--output_dir", default="", help="where to write; nothing is written when empty")
+    add(
+        "--resume",
+        default="",
+        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
+    )
+    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add(
+        "--num_workers",
+        default=16,
+        type=number(int, 0),
+        help="processes that load images; at most the number of processors",
+    )
+    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
+
+
 def add_mask_options(parser: argparse.ArgumentParser) -> None:
     """How the labels of masks name classes: what common.scenes.mask_labels reads."""
     add = parser.add_argument

@@ -13,7 +13,6 @@ from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import Tensor, nn
 
-from common.command_line import add_model_kwargs_option as add_model_kwargs_option
 from common.errors import InputError
 from common.hub import hub_config
 

@@ -5,10 +5,9 @@ import importlib.util
 
 from timm.optim import list_optimizers
 
-from common.command_line import ArgumentParser, number
+from common.command_line import ArgumentParser, add_model_kwargs_option, add_run_options, number
 from common.errors import InputError
 from common.files import make_output_dir
-from common.networks import add_model_kwargs_option
 from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
@@ -31,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
 
     group = parser.add_argument_group("run")
+    add_run_options(group)
     add = group.add_argument
     add("--batch-size", default=256, type=natural, help="images per process and update")
     add(
@@ -40,16 +40,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
     add("--epochs", default=1000, type=natural)
-    add("--seed", default=0, type=whole)
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
-    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
-    add("--output_dir", default="", help="where to write; nothing is written when empty")
-    add(
-        "--resume",
-        default="",
-        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
-    )
-    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--finetune", default="", help="a pretrained backbone; file or https://")
     add("--start_epoch", default=0, type=whole)
     add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
@@ -59,7 +49,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="write TensorBoard's files as well")
     add("--dist-eval", action="store_true", help="divide the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
-    add("--num_workers", default=16, type=whole, help="processes that load images; at most the number of processors")
     add(
         "--cache-mb",
         default=4096,
@@ -69,7 +58,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pin-mem", default=True, action="store_true", help="pinned memory for faster copies to the GPU")
     add("--no-pin-mem", dest="pin_mem", action="store_false")
     add("--world_size", default=1, type=natural, help="accepted for compatibility; has no effect: the launcher sets it")
-    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 
     group = parser.add_argument_group("model")
     add = group.add_argument

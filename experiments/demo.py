@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import run
+from common.command_line import ArgumentParser, run
 from experiments import paper_table
 from experiments.plots import plot_subsets
 from experiments.protocols import OUTPUT
@@ -24,7 +24,8 @@ FOLDER = OUTPUT / "demo"
 SLICE = "--dataset digits --methods random activeft --percents 2 --readouts finetuned linear"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    ArgumentParser("Compare 2% of the digits, selected by ActiveFT and at random.").parse_args(argv)
     started = time.monotonic()
     paper_table.main([*SLICE.split(), "--output_dir", str(FOLDER)])
     subsets = {

@@ -4,7 +4,13 @@ import argparse
 
 from timm.optim import list_optimizers
 
-from common.command_line import ArgumentParser, add_mask_options, add_model_kwargs_option, number
+from common.command_line import (
+    ArgumentParser,
+    add_mask_options,
+    add_model_kwargs_option,
+    add_run_options,
+    number,
+)
 from common.errors import InputError
 from common.files import make_output_dir
 
@@ -27,24 +33,15 @@ NO_INFLUENCE = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Finetune a pretrained ViT for semantic segmentation on the chosen images.")
-    natural, whole = number(int, 1), number(int, 0)
+    natural = number(int, 1)
     share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
     rate = number(float, 0, below=1)
 
     group = parser.add_argument_group("run")
+    add_run_options(group)
     add = group.add_argument
     add("--batch-size", default=8, type=natural, help="images per iteration, over all processes")
     add("--iterations", type=natural, help=f"updates; default: {PASSES} passes over the chosen images")
-    add("--seed", default=0, type=whole)
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
-    add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
-    add("--output_dir", default="", help="where to write; nothing is written when empty")
-    add(
-        "--resume",
-        default="",
-        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
-    )
-    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--eval", action="store_true", help="evaluate the checkpoint of --resume only")
     add("--probe", choices=["linear"], help="freeze the backbone: batch norm and one linear layer, trained with AdamW")
     add("--log-interval", default=100, type=natural, help="iterations between lines of log.txt")
@@ -52,8 +49,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--save-interval", default=500, type=natural, help="iterations between checkpoints; the last and best are saved"
     )
-    add("--num_workers", default=16, type=whole, help="processes that load images; at most the number of processors")
-    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 
     group = parser.add_argument_group("model; defaults in brackets are those with --probe")
     add = group.add_argument
@@ -91,12 +86,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_mask_options(group)
     add("--subset_ids", default=[], nargs="+", metavar="JSON", help="chosen indices; several files are joined")
 
-    if parser.parse_known_args(argv)[0].probe:
-        parser.set_defaults(**PROBE_DEFAULTS)
+    given = parser.parse_known_args(argv)[0]  # by which some defaults go
+    short_side = given.short_side or given.crop_size
+    parser.set_defaults(
+        short_side=short_side,
+        long_side=4 * short_side,
+        stride=max(1, given.crop_size * 15 // 16),
+        **(PROBE_DEFAULTS if given.probe else {}),
+    )
     args = parser.parse_args(argv)
-    args.short_side = args.short_side or args.crop_size
-    args.long_side = args.long_side or 4 * args.short_side
-    args.stride = args.stride or max(1, args.crop_size * 15 // 16)
     check_together(args)
     return args
 
