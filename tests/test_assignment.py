@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.activeft.assignment import NearestPrototypes, listed_similarities, nearest_of_all
+from data_selection.activeft.assignment import (
+    NearestPrototypes,
+    bounding,
+    listed_similarities,
+    nearest_of_all,
+    principal_axes,
+)
 
 
 def clustered(n: int, d: int, clusters: int = 30, spread: float = 0.7, seed: int = 0) -> torch.Tensor:
@@ -31,15 +37,35 @@ def test_nearest_is_exact_while_prototypes_move(step):
         centres = F.normalize(centres + step * speed * F.normalize(clustered(200, 48, seed=call), dim=1), dim=1)
 
 
-def test_nearest_is_exact_after_prototypes_are_regrouped():
+@pytest.mark.parametrize("awake", [1, 20])
+def test_nearest_is_exact_when_resting_prototypes_wake_up(awake):
+    features, centres = clustered(2000, 32), clustered(300, 32, seed=1)
+    nearest_prototypes, generator = NearestPrototypes(features, 300), torch.Generator().manual_seed(0)
+    for call in range(30):
+        moving = slice(0, 300) if call < 5 else slice(call, call + awake)
+        step = 0.002 if call < 5 else 0.3
+        centres = centres.clone()
+        centres[moving] += step * torch.randn(centres[moving].shape, generator=generator)
+        centres = F.normalize(centres, dim=1)
+        assert_nearest(features, centres, *nearest_prototypes(centres))
+
+
+def test_bounding_vectors_give_upper_bounds_of_similarities():
+    features, centres = clustered(200, 24), clustered(50, 24, seed=1)
+    for axes in (principal_axes(features), principal_axes(features)[:, -3:], torch.eye(24)):
+        excess = bounding(features, axes) @ bounding(centres, axes).T - features @ centres.T
+        assert excess.min() > -1e-5
+
+
+def test_nearest_is_exact_after_a_new_list():
     features, centres = clustered(500, 16), clustered(150, 16, seed=1)
     nearest_prototypes = NearestPrototypes(features, len(centres))
-    first_order = None
+    first_floor = None
     for call in range(6):
         assert_nearest(features, centres, *nearest_prototypes(centres))
-        first_order = nearest_prototypes.order if first_order is None else first_order
+        first_floor = nearest_prototypes.floor if call == 1 else first_floor  # the second call makes the first list
         centres = clustered(150, 16, seed=2 + call)
-    assert not torch.equal(nearest_prototypes.order, first_order)
+    assert not torch.equal(nearest_prototypes.floor, first_floor)
 
 
 def test_nearest_is_exact_when_no_bound_tells_prototypes_apart():
@@ -88,5 +114,6 @@ def test_listed_similarities_are_the_listed_entries_of_the_product():
     features, centres = clustered(50, 20), clustered(30, 20, seed=1)
     listed = torch.randint(30, (50, 4), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     torch.testing.assert_close(
-        listed_similarities(features, centres, listed), (features @ centres.T).gather(1, listed.long())
+        listed_similarities(features, centres, torch.arange(0, 201, 4), listed.flatten()).view(50, 4),
+        (features @ centres.T).gather(1, listed.long()),
     )

@@ -3,15 +3,18 @@
 On a GPU, or for few prototypes, it is a matrix product and a maximum, a chunk of rows at a time: `nearest_of_all`. On a
 CPU `NearestPrototypes` saves most of that work from one iteration to the next, because prototypes move slowly:
 
-1. A sample keeps a *shortlist* of its few best prototypes. Their similarities are computed in every iteration.
-2. All other prototypes are in groups, and for each group the sample keeps an upper *bound* on its similarity to them.
-   By Cauchy-Schwarz |f . c' - f . c| <= |c' - c|, so the bound grows by no more than the fastest of the group moved
-   (Yinyang k-means, Ding et al., ICML 2015). A group's members are of like speed, so that few bounds suffer from a
-   fast one.
-3. While the best of the shortlist is above all bounds it is the nearest prototype. Where a bound is broken, the sample
-   is compared with that group alone, which mostly shows that the bound had grown too large: it is *tightened*.
-4. If the group does have a better prototype, the sample is compared with all: *ranked*. So is every sample once the
-   bounds cost more than that, and the groups are then formed anew, because prototypes change their speed.
+1. Each sample has a *floor*, a little below its similarity to the nearest prototype, and each prototype a *reach*. All
+   pairs of them are on a *list* whose similarity would be above the floor if the prototype moved by its reach. By
+   Cauchy-Schwarz |f . c' - f . c| <= |c' - c|, so no other pair comes above it until then (as in the neighbour lists of
+   molecular dynamics: Verlet, Physical Review 1967).
+2. In every iteration each sample is compared with the prototype that was its nearest. A pair on the list has an upper
+   *bound*, which grows with the steps of the prototype (Elkan, ICML 2003), and is computed anew only where the bound is
+   above that similarity. The best of them is the nearest prototype.
+3. A prototype that has moved beyond its reach is listed anew. A sample whose best is below its floor is compared with
+   all prototypes. Once this has cost more than a new list would, one is made.
+
+A list needs no exact similarities, so it is made in fewer dimensions: with Pf the projection of f onto the principal
+axes of the features, f . c <= Pf . Pc + |f - Pf| |c - Pc|.
 """
 
 import warnings
@@ -20,18 +23,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_selection.activeft.matching import top_of_groups
 from data_selection.activeft.pool import chunks
 
 CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its cache
 GPU_CHUNK_ELEMENTS = 1 << 26
-SHORTLIST = 4
-MOST_GROUPS = 64
 FEW_PROTOTYPES = 128  # with so few, the plain product is as fast
-BELOW_ANY_COSINE = -2.0
-ROW_STEP = 256
-ROWS_AT_A_TIME = 4096  # samples compared with one group at once
-COST_OF_TIGHTENING = 4  # of a similarity, when one computed to rank costs 1: rows are gathered for it
+FALL = 0.02  # from a sample's similarity to its nearest prototype down to its floor
+PAIRS_PER_SAMPLE = 10  # on a new list; the reaches follow from it
+NEARLY = 0.7  # of its reach: a prototype that has moved so far is listed anew together with those beyond theirs
+OUTSIDE_AXES = 0.02  # of the features' mean square
+# With one similarity in a product of all as the unit:
+COST_OF_LISTING = 0.5  # a similarity
+COST_OF_READING = 16  # a sample
+ROWS_AT_A_TIME = 8192
 
 
 def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
@@ -52,20 +56,11 @@ class NearestPrototypes:
     """
 
     def __init__(self, features: Tensor, k: int, chunk: int | None = None):
-        n, d = features.shape
         self.features, self.chunk = features, chunk
-        self.plain = features.device.type != "cpu" or k <= FEW_PROTOTYPES
-        if self.plain:
-            return
-        self.group_size = round_up(max(-(-k // MOST_GROUPS), int(k**0.5)), 16)  # sizes that vector instructions like
-        groups = -(-k // self.group_size)
-        self.order = torch.arange(k)  # of the prototypes by speed; each group_size of them are a group
-        self.centres = features.new_zeros(k, d)  # of the last call, not in this order
-        self.shortlist = torch.zeros(n, SHORTLIST, dtype=torch.int32)  # positions in the order
-        self.bounds = torch.zeros(groups, n)  # on similarity - travelled, of prototypes that are not in the shortlist
-        self.travelled = torch.zeros(groups)  # the sum over calls of the longest step in each group
-        self.rounding = d * 2**-23  # of a similarity of unit vectors, at most
-        self.work = torch.inf  # similarities computed since all samples were ranked
+        self.plain = features.device.type != "cpu" or min(len(features), k) <= FEW_PROTOTYPES
+        self.centres: Tensor | None = None  # of the last call
+        self.axes: Tensor | None = None
+        self.rounding = features.shape[1] * 2**-23  # of a similarity of unit vectors, at most
 
     def __call__(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """The argmax over prototypes of f_i . c_j.
@@ -75,88 +70,141 @@ class NearestPrototypes:
         Returns:
             a_i (n,), int64, and f_i . c_{a_i} (n,).
         """
-        if self.plain:
-            return nearest_of_all(self.features, centres, self.chunk)
+        if self.plain or self.centres is None:
+            self.centres, self.work = centres, torch.inf
+            self.nearest, similarity = nearest_of_all(self.features, centres, self.chunk)
+            return self.nearest, similarity
         steps = (centres - self.centres).norm(dim=1)  # (k,)
         self.centres = centres
-        if self.work > self.bounds.shape[1] * len(centres):
-            self.order = steps.argsort(descending=True)
-            self.travelled.zero_()
-            self.work = 0
-            return self._rank(torch.arange(len(self.features)), centres.index_select(0, self.order))
-        steps = F.pad(steps[self.order], (0, self.bounds.shape[0] * self.group_size - len(steps)))
-        self.travelled += steps.view(-1, self.group_size).amax(dim=1)
-        return self._follow(centres.index_select(0, self.order))
-
-    def _follow(self, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """What __call__ returns, for prototypes (k, d) in order that have moved a little."""
-        similarity, best = listed_similarities(self.features, centres, self.shortlist).max(dim=1)
-        nearest = self.order[self.shortlist.gather(1, best[:, None]).squeeze(1)]
-        unsettled = torch.zeros(len(nearest), dtype=torch.bool)
-        for group, broken in enumerate(self._broken_bounds(similarity)):
-            for piece in chunks(len(broken), ROWS_AT_A_TIME):
-                rows = broken[piece]
-                still_broken = self._tighten(group, rows, centres) > similarity.index_select(0, rows)
-                unsettled[rows[still_broken]] = True
-        rows = unsettled.nonzero().squeeze(1)
-        nearest[rows], similarity[rows] = self._rank(rows, centres)
+        starts = torch.arange(len(self.features) + 1)
+        similarity = listed_similarities(self.features, centres, starts, self.nearest)
+        self._keep_list(steps, similarity)
+        nearest, similarity = self._best_listed(similarity)
+        rows = (similarity < self.floor).nonzero().squeeze(1)
+        if len(rows):
+            self.work += len(rows) * len(centres)
+            nearest = nearest.clone()  # what the list knows stays as it is
+            nearest[rows], similarity[rows] = nearest_of_all(self.features.index_select(0, rows), centres, self.chunk)
         return nearest, similarity
 
-    def _broken_bounds(self, similarity: Tensor) -> tuple[Tensor, ...]:
-        """For each group, the samples whose bound on it is above the similarity (n,) of the best in their shortlist."""
-        travelled = self.travelled[:, None]
-        rows = ((self.bounds + travelled).amax(dim=0) > similarity).nonzero().squeeze(1)  # mostly few
-        groups, places = (self.bounds.index_select(1, rows) + travelled > similarity[rows]).nonzero().unbind(1)
-        return rows[places].split(groups.bincount(minlength=len(travelled)).tolist())
+    def _keep_list(self, steps: Tensor, similarity: Tensor) -> None:
+        """Prototypes have made steps (k,), to similarities (n,) with those that were the nearest: see to the list."""
+        n, k = len(self.features), len(steps)
+        if self.work < torch.inf:
+            self.path += steps
+            moved = (self.centres - self.listed_at).norm(dim=1) / self.reach
+            if not (moved > 1).any():
+                return
+            far = (moved > NEARLY).nonzero().squeeze(1)
+            self.work += n * (COST_OF_READING + COST_OF_LISTING * len(far))
+        if self.work <= COST_OF_LISTING * n * k:
+            is_far = torch.zeros(k, dtype=torch.bool).index_fill_(0, far, True)
+            self.bounds[is_far[self.columns]] = -torch.inf  # these pairs are out
+            self._list(far, steps)
+            return
+        if self.axes is None:
+            self.axes = principal_axes(self.features)
+            vectors = torch.cat([bounding(rows, self.axes) for rows in self.features.split(ROWS_AT_A_TIME)])
+            self.vectors = F.pad(vectors, (0, 2), value=1.0)  # (n, e + 2): and 1, and -floor
+        self.work = 0  # since the list was made
+        self.floor = similarity - FALL
+        self.vectors[:, -1] = -self.floor
+        self.listed_at, self.reach, self.path = self.centres.clone(), torch.zeros(k), torch.zeros(k)
+        self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # of the pairs on the list (p,)
+        self.bounds = torch.empty(0)  # on similarity - path, (p,)
+        sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
+        below = (
+            self.floor[sampled, None] - self.vectors[sampled, :-2] @ bounding(self.centres, self.axes).T
+        )  # (some, k)
+        iterations = (below / speeds(steps)).flatten()  # in which a prototype could come above the floor
+        wanted = min(PAIRS_PER_SAMPLE * len(below), len(iterations))
+        self.horizon = iterations.kthvalue(wanted).values.clamp_min(0)
+        self._list(torch.arange(k), steps)
 
-    def _tighten(self, group: int, rows: Tensor, centres: Tensor) -> Tensor:
-        """Renew the bounds of these samples on a group. Returns what they are now, (rows,)."""
-        first = group * self.group_size
-        members = centres[first : first + self.group_size]  # (size, d)
-        similarity = self.features.index_select(0, rows) @ members.T  # (rows, d) x (d, size) -> (rows, size)
-        self.work += COST_OF_TIGHTENING * similarity.numel()
-        listed, size = self.shortlist.index_select(0, rows).long() - first, len(members)  # (rows, SHORTLIST)
-        listed = torch.where((listed >= 0) & (listed < size), listed, size)  # of other groups: a column of waste
-        others = F.pad(similarity, (0, 1)).scatter_(1, listed, BELOW_ANY_COSINE)[:, :size].amax(dim=1)  # (rows,)
-        bounds = others + self.rounding
-        self.bounds[group, rows] = bounds - self.travelled[group]
-        return bounds
+    def _list(self, some: Tensor, steps: Tensor) -> None:
+        """Put all samples' pairs with some prototypes (m,) on the list, given the steps of all (k,)."""
+        m = len(some)
+        centres, reach = self.centres[some], speeds(steps)[some] * self.horizon
+        self.listed_at[some], self.reach[some] = centres, reach
+        vectors = F.pad(bounding(centres, self.axes), (0, 2), value=1.0)  # (m, e + 2): and what is added, and 1
+        vectors[:, -2] = reach + 4 * self.rounding
+        vectors = vectors.T.contiguous()
+        beyond = reach + self.path[some]
+        rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
+        for piece in chunks(len(self.features), self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)):
+            # How far similarities would come above the floor: (rows, e + 2) x (e + 2, m) -> (rows, m)
+            above = (self.vectors[piece] @ vectors).flatten()
+            places = positive_places(above)
+            row, column = places // m, places % m
+            rows.append((row + piece.start).int())
+            columns.append(some.index_select(0, column).int())
+            bounds.append(above[places] + self.floor[piece][row] - beyond[column])
+        self.rows, self.columns, self.bounds = torch.cat(rows), torch.cat(columns), torch.cat(bounds)
+        self.bounds[self.columns == self.nearest.int()[self.rows]] = -torch.inf  # computed in any case
 
-    def _rank(self, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """Renew the shortlists and all bounds of these samples. Returns their nearest prototypes and similarities."""
-        k, groups = len(centres), len(self.travelled)
-        rows_at_a_time = self.chunk or max(ROW_STEP, CHUNK_ELEMENTS // k // ROW_STEP * ROW_STEP)
-        padded = torch.full((min(rows_at_a_time, len(rows)), groups * self.group_size), BELOW_ANY_COSINE)
-        highest = torch.empty(len(rows))
-        for piece in chunks(len(rows), rows_at_a_time):
-            some = rows[piece]
-            similarity = padded[: len(some)]
-            grouped = similarity.view(len(some), groups, self.group_size)
-            # (rows, d) x (d, k) -> (rows, k)
-            torch.mm(self.features.index_select(0, some), centres.T, out=similarity[:, :k])
-            best, listed = top_of_groups(grouped, SHORTLIST)  # (rows, SHORTLIST)
-            self.shortlist[some], highest[piece] = listed.int(), best[:, 0]
-            others = similarity.scatter_(1, listed, BELOW_ANY_COSINE).view_as(grouped).amax(dim=2)  # (rows, groups)
-            self.bounds[:, some] = (others + (self.rounding - self.travelled)).T
-        return self.order[self.shortlist[rows, 0]], highest
+    def _best_listed(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of the list for every sample and its similarity, given that to the one that was the nearest (n,)."""
+        bounds = self.path.index_select(0, self.columns).add_(self.bounds)
+        broken = (bounds > similarity.index_select(0, self.rows)).nonzero().squeeze(1)  # (b,)
+        rows, order = self.rows[broken].sort(stable=True)
+        broken = broken[order]
+        columns = self.columns[broken]
+        starts = F.pad(torch.bincount(rows, minlength=len(similarity)).cumsum(0), (1, 0))
+        found = listed_similarities(self.features, self.centres, starts, columns)
+        self.bounds[broken] = found + (self.rounding - self.path[columns])
+
+        best = similarity.scatter_reduce(0, rows.long(), found, "amax")
+        better = ((found == best[rows]) & (found > similarity[rows])).nonzero().squeeze(1)
+        better = better[rows[better].diff(prepend=rows.new_tensor([-1])) > 0]  # one of a sample
+        broken, rows, columns = broken[better], rows[better].long(), columns[better].long()
+        # On the list, what was the nearest changes places with what is.
+        before = self.nearest[rows]
+        self.columns[broken] = before.int()
+        self.bounds[broken] = similarity[rows] + (self.rounding - self.path[before])
+        self.nearest = self.nearest.index_put((rows,), columns)
+        return self.nearest, best
 
 
-def round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+def speeds(steps: Tensor) -> Tensor:
+    """How far each prototype is expected to move per iteration (k,): also a slow one may become as fast as others."""
+    return steps + steps.mean() + 1e-6
 
 
-def listed_similarities(features: Tensor, centres: Tensor, listed: Tensor) -> Tensor:
-    """f_i . c_j for the few prototypes j listed for each sample i.
+def principal_axes(features: Tensor) -> Tensor:
+    """Orthonormal columns (d, e - 1), as many as hold nearly all of the features' mean square."""
+    moments = sum(rows.T @ rows for rows in features.split(ROWS_AT_A_TIME))  # (rows, d)^T x (rows, d) -> (d, d)
+    energy, axes = torch.linalg.eigh(moments)  # ascending
+    outside = int((energy.cumsum(0) < OUTSIDE_AXES * energy.sum()).sum())
+    return axes[:, outside:].contiguous()
 
-    A product of two matrices of which only the listed entries are computed: nothing (n, m, d) is gathered.
+
+def bounding(rows: Tensor, axes: Tensor) -> Tensor:
+    """Px and |x - Px| of rows x (n, d): vectors (n, e) whose products are upper bounds of those of the rows."""
+    inside = rows @ axes  # (n, d) x (d, e - 1) -> (n, e - 1)
+    outside = (rows.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0).add(1e-6).sqrt()
+    return torch.cat([inside, outside[:, None]], dim=1)
+
+
+def positive_places(values: Tensor) -> Tensor:
+    """Where values (p,) are positive, ascending; where few are, twice as fast as nonzero(), as eights are looked at."""
+    positive = torch.zeros(-(-len(values) // 8), 8, dtype=torch.bool)
+    torch.gt(values, 0, out=positive.view(-1)[: len(values)])
+    eights = positive.view(torch.int64).nonzero()[:, 0]
+    which, place = positive.index_select(0, eights).nonzero().unbind(1)
+    return eights.index_select(0, which) * 8 + place
+
+
+def listed_similarities(features: Tensor, centres: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+    """f_i . c_j for the few prototypes j listed for each sample i: those in columns[starts[i]:starts[i + 1]].
+
+    A product of two matrices of which only the listed entries are computed: nothing (p, d) is gathered.
     Args:
-        features (n, d), centres (k, d), listed (n, m), int32.
+        features (n, d), centres (k, d), starts (n + 1,), columns (p,).
     Returns:
-        (n, m)
+        (p,)
     """
-    n, m = listed.shape
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse")  # beta, and unchecked invariants
-        starts = torch.arange(0, n * m + 1, m)
-        wanted = torch.sparse_csr_tensor(starts, listed.flatten().long(), torch.zeros(n * m), (n, len(centres)))
-        return torch.sparse.sampled_addmm(wanted, features, centres.T, beta=0.0).values().view(n, m)
+        shape = len(features), len(centres)
+        wanted = torch.sparse_csr_tensor(starts.int(), columns.int(), torch.zeros(len(columns)), shape)
+        return torch.sparse.sampled_addmm(wanted, features, centres.T, beta=0.0).values()
