@@ -29,7 +29,7 @@ CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its
 GPU_CHUNK_ELEMENTS = 1 << 26
 FEW_PROTOTYPES = 128  # with so few, the plain product is as fast
 FALL = 0.02  # from a sample's similarity to its nearest prototype down to its floor
-PAIRS_PER_SAMPLE = 10  # on a new list; the reaches follow from it
+FEWEST_PAIRS, MOST_PAIRS = 5, 20  # of a sample on a new list, on average; the reaches follow from it
 NEARLY = 0.7  # of its reach: a prototype that has moved so far is listed anew together with those beyond theirs
 OUTSIDE_AXES = 0.02  # of the features' mean square
 # With one similarity in a product of all as the unit:
@@ -41,9 +41,15 @@ ROWS_AT_A_TIME = 8192
 def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """a_i (n,) and f_i . c_{a_i} (n,) from all similarities in float32, a chunk of rows at a time."""
     elements = CHUNK_ELEMENTS if features.device.type == "cpu" else GPU_CHUNK_ELEMENTS
-    chunk = chunk or max(64, elements // len(centres))
-    best = [(rows @ centres.T).max(dim=1) for rows in features.split(chunk)]  # (chunk, d) x (d, k) -> (chunk, k)
-    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+    chunk = min(chunk or max(64, elements // len(centres)), len(features))
+    similarity = features.new_empty(len(features))
+    nearest = torch.empty_like(similarity, dtype=torch.int64)
+    buffer = features.new_empty(chunk, len(centres))  # a new one for every chunk would leave holes in memory
+    for piece in chunks(len(features), max(1, chunk)):
+        some = features[piece]
+        product = torch.mm(some, centres.T, out=buffer[: len(some)])  # (chunk, d) x (d, k) -> (chunk, k)
+        torch.max(product, dim=1, out=(similarity[piece], nearest[piece]))
+    return nearest, similarity
 
 
 class NearestPrototypes:
@@ -104,8 +110,9 @@ class NearestPrototypes:
             return
         if self.axes is None:
             self.axes = principal_axes(self.features)
-            vectors = torch.cat([bounding(rows, self.axes) for rows in self.features.split(ROWS_AT_A_TIME)])
-            self.vectors = F.pad(vectors, (0, 2), value=1.0)  # (n, e + 2): and 1, and -floor
+            self.vectors = torch.ones(n, self.axes.shape[1] + 3)  # (n, e + 2): bounding, and 1, and -floor
+            for piece in chunks(n, ROWS_AT_A_TIME):
+                self.vectors[piece, :-2] = bounding(self.features[piece], self.axes)
         self.work = 0  # since the list was made
         self.floor = similarity - FALL
         self.vectors[:, -1] = -self.floor
@@ -117,7 +124,8 @@ class NearestPrototypes:
             self.floor[sampled, None] - self.vectors[sampled, :-2] @ bounding(self.centres, self.axes).T
         )  # (some, k)
         iterations = (below / speeds(steps)).flatten()  # in which a prototype could come above the floor
-        wanted = min(PAIRS_PER_SAMPLE * len(below), len(iterations))
+        pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
+        wanted = min(pairs * len(below), len(iterations))
         self.horizon = iterations.kthvalue(wanted).values.clamp_min(0)
         self._list(torch.arange(k), steps)
 
@@ -131,9 +139,12 @@ class NearestPrototypes:
         vectors = vectors.T.contiguous()
         beyond = reach + self.path[some]
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
-        for piece in chunks(len(self.features), self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)):
-            # How far similarities would come above the floor: (rows, e + 2) x (e + 2, m) -> (rows, m)
-            above = (self.vectors[piece] @ vectors).flatten()
+        chunk = self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)
+        buffer = torch.empty(chunk, m)
+        for piece in chunks(len(self.features), chunk):
+            bounding_rows = self.vectors[piece]
+            # How far similarities would come above the floor: (chunk, e + 2) x (e + 2, m) -> (chunk, m)
+            above = torch.mm(bounding_rows, vectors, out=buffer[: len(bounding_rows)]).view(-1)
             places = positive_places(above)
             row, column = places // m, places % m
             rows.append((row + piece.start).int())
