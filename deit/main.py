@@ -37,7 +37,7 @@ from common.errors import InputError
 from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, stop
+from common.run_folder import RunFolder, newest_checkpoint, plot_confusion_matrix, plot_curves, stop
 from common.training_state import TrainingState
 from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
@@ -181,8 +181,6 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
-        from common.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
-
         scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
         plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")
         if args.confusion_matrix:

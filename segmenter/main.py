@@ -24,9 +24,9 @@ from common.errors import InputError
 from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, stop
+from common.run_folder import RunFolder, newest_checkpoint, plot_curves, stop
 from common.weight_update import in_parallel, update_weights
-from segmenter.evaluation import SlidingWindow, evaluate
+from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 from segmenter.recipe_options import parse_args
 from segmenter.run_parts import (
     build_eval_loader,
@@ -124,9 +124,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder:
-        from segmenter.run_plots import plot_predictions, plot_segmentation_curves  # matplotlib takes a second to load
-
-        plot_segmentation_curves(folder.log(), folder.path / "curves.png")
+        plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
         plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
         write_json(folder.path / "summary.json", summary, indent=2)
         processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")

@@ -30,10 +30,9 @@ from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
 from common.run_folder import read_trained
 from common.scenes import MaskLabels
-from segmenter.evaluation import SlidingWindow
+from segmenter.evaluation import SlidingWindow, overlay, palette, save_mask
 from segmenter.models import PixelClassifier
 from segmenter.run_parts import build_model, load_trained
-from segmenter.run_plots import overlay, palette, save_mask
 from segmenter.scene_transforms import eval_transform
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from conftest import TINY_VIT
 
-from common import hub
+from common import networks
 from common.checkpoints import load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import create_network, preprocessing
@@ -213,7 +213,7 @@ def no_network(monkeypatch, tmp_path) -> Path:
     def refuse(*_, **__):
         raise URLError("no network")
 
-    monkeypatch.setattr(hub, "urlopen", refuse)
+    monkeypatch.setattr(networks, "urlopen", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     return tmp_path
