@@ -7,14 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from torch import Tensor
 
-from common.checkpoints import fetch_checkpoint, read_checkpoint
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
 from common.errors import InputError
 from common.files import atomic_file
 from common.processes import Interruption, Processes
-from common.training_state import TrainingState, differences, is_own_checkpoint
+from common.training import TrainingState, differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,15 +57,6 @@ def read_trained(source: str, script: str) -> tuple[dict[str, Any], argparse.Nam
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
     options = checkpoint["args"]
     return checkpoint, options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options), classes
-
-
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values. Raises InputError, naming the file, when it cannot be written."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer complains of its own state after the system's error
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class RunFolder:

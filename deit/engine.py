@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from common.processes import Interruption, Processes, autocast
 from common.progress import progress_bar
-from common.training_state import TrainingState
-from common.weight_update import Batch, Recipe, to_network, update_weights
+from common.training import Batch, Recipe, TrainingState, to_network, update_weights
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
+from common.files import checksum
 from common.image_datasets import (
     ClassFolders,
     ImageFiles,
@@ -28,7 +29,6 @@ from common.image_datasets import (
 )
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
-from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
@@ -178,7 +178,7 @@ def describe_images(images: Dataset) -> str:
 def train_transform(args: argparse.Namespace) -> T.Compose:
     """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
 
-    Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
+    Images are normalised on the device (training.to_network), unless parts are erased, which timm does afterwards.
     """
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     size = prepared.input_size

@@ -38,7 +38,7 @@ from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_confusion_matrix, plot_curves, stop
-from common.training_state import TrainingState
+from common.training import TrainingState
 from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
 from deit.recipe_options import parse_args

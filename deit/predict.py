@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from common.checkpoints import weights_checksum
 from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
@@ -39,7 +40,6 @@ from common.pool_paths import pool_images
 from common.processes import Processes, amp_dtype_of, autocast, launched, passes
 from common.progress import progress_bar
 from common.run_folder import read_trained
-from common.training_state import weights_checksum
 from deit.finetuning_data import eval_transform
 from deit.image_sources import DECODED_AT_LEAST
 from deit.run_parts import build_model

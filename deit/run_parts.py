@@ -13,14 +13,13 @@ from torch import nn
 from torch.utils.data import DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.command_line import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
-from common.processes import Processes, amp_dtype_of
-from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
-from common.weight_update import Recipe, in_parallel
+from common.processes import Processes, amp_dtype_of, in_parallel
+from common.training import Recipe, TrainingState
 from deit.distillation import DistillationLoss, base_criterion
 from deit.engine import ClassificationLoss
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform

@@ -22,10 +22,10 @@ from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import locked, write_json
-from common.processes import Interruption, Processes, amp_dtype_of, launched
+from common.processes import Interruption, Processes, amp_dtype_of, in_parallel, launched
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_curves, stop
-from common.weight_update import in_parallel, update_weights
+from common.training import update_weights
 from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 from segmenter.recipe_options import parse_args
 from segmenter.run_parts import (

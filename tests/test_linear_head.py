@@ -12,7 +12,7 @@ from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Processes
 from common.readouts import as_linear_layer, fit_readout, linear_readout
-from common.weight_update import to_network
+from common.training import to_network
 from deit.finetuning_data import build_datasets, labels_of
 from deit.frozen_probe import features_of, start_head
 from deit.main import main

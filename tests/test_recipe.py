@@ -12,7 +12,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from common.networks import create_network, input_size
 from common.processes import Processes
-from common.weight_update import to_network
+from common.training import to_network
 from deit.engine import end_epoch
 from deit.finetuning_data import eval_transform, train_transform
 from deit.recipe_options import parse_args
