@@ -17,16 +17,8 @@ from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
-from common.files import checksum
-from common.image_datasets import (
-    ClassFolders,
-    ImageFiles,
-    ListedImages,
-    Transform,
-    cifar,
-    class_folders,
-    split_folder,
-)
+from common.files import checksum, split_folder
+from common.images import ClassFolders, ImageFiles, ListedImages, Transform, cifar, class_folders
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from deit.image_sources import inaturalist, labelled_lists

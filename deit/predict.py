@@ -31,10 +31,9 @@ from common.command_line import run as run_command
 from common.errors import InputError
 from common.feature_file import FeatureFile
 from common.files import locked, make_output_dir
-from common.image_datasets import ImagesOrBlack, any_images
 from common.image_list import labelled_images, some, write_image_list
-from common.image_loader import ImageLoader
-from common.images import open_rgb
+from common.image_loader import ImageLoader, ImagesOrBlack
+from common.images import any_images, open_rgb
 from common.networks import input_size, normalised
 from common.pool_paths import pool_images
 from common.processes import Processes, amp_dtype_of, autocast, launched, passes

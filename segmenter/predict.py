@@ -24,8 +24,7 @@ from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
-from common.image_datasets import image_folder
-from common.images import open_rgb
+from common.images import image_folder, open_rgb
 from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
 from common.run_folder import read_trained
