@@ -113,14 +113,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             if stopping and not finished:
                 stop(folder, state, args, run, f"after iteration {state.update}", processes)
 
-    per_class = dict(zip(classes, state.last["test"]["iou"], strict=True))
-    summary = {
-        "last": state.last,
-        "best": state.best,
-        "iterations": iterations,
-        "images": len(data.train),
-        "per_class_iou": per_class,
-    }
+    summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(data.train)}
+    summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder:
