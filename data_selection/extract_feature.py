@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.resume and path.is_file() and not unfinished(path).is_file():
         print(f"{path} is finished: nothing to resume; without --resume it is extracted again")
         return path
-    from data_selection.extraction.extraction import extract_features  # torch, timm: seconds to load
+    from data_selection.extraction import extract_features  # torch, timm: seconds to load
 
     extract_features(args, root, path)
     return path

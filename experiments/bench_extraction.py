@@ -36,9 +36,9 @@ from torchvision.datasets import ImageFolder
 from common.command_line import worker_count
 from common.feature_file import FeatureFile
 from common.processes import Processes, passes, pick_device
+from data_selection.backbones import Backbone, build_backbone
 from data_selection.extract_feature import parse_args
-from data_selection.extraction.backbones import Backbone, build_backbone
-from data_selection.extraction.extraction import amp_dtype, build_pool, extract
+from data_selection.extraction import amp_dtype, build_pool, extract
 
 DISTINCT = 16  # files of each kind, each under several names
 KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}

@@ -14,7 +14,7 @@ from common import networks
 from common.checkpoints import load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import create_network, preprocessing
-from data_selection.extraction.backbones import Backbone, build_backbone, feature_kind, image_features
+from data_selection.backbones import Backbone, build_backbone, feature_kind, image_features
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

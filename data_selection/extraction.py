@@ -23,7 +23,7 @@ from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_p
 from common.processes import Processes, autocast, launched, passes
 from common.progress import progress_bar
 from common.scenes import scene_images
-from data_selection.extraction.backbones import VITS, Backbone, build_backbone
+from data_selection.backbones import VITS, Backbone, build_backbone
 
 # Options that change no row of the feature file.
 NO_INFLUENCE = (
