@@ -128,16 +128,15 @@ def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     repository, url = config.get("hf_hub_id"), config.get("url")
     if not repository:
         return download_checkpoint(url), url
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from timm.models import load_state_dict_from_hf
 
     filename = config.get("hf_hub_filename") or "model.safetensors"
-    name, _, revision = repository.partition("@")
-    address = hf_hub_url(name, filename, revision=revision or None)
-    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{name.rsplit('/', 1)[-1]}.safetensors"
+    name = repository.partition("@")[0].rsplit("/", 1)[-1]
+    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.safetensors"
     if by_hand.is_file():
         return read_checkpoint(by_hand), str(by_hand)
-    if isinstance(cached := try_to_load_from_cache(name, filename, revision=revision or None), str):
+    address, cached = _on_hub(repository, filename)
+    if cached:
         return read_checkpoint(cached), address
     with _from_hub(repository, filename, f"fetch it by hand and put it at {by_hand}"):
         given = [filename] if config.get("hf_hub_filename") else []
@@ -153,15 +152,27 @@ def hub_config(repository: str) -> dict[str, Any]:
         return load_model_config_from_hf(repository)[0]
 
 
+def _on_hub(repository: str, filename: str) -> tuple[str, str | None]:
+    """The address of a file of a repository, which may end with @revision, and where it is cached, if it is.
+
+    Raises InputError for a name that no repository can have.
+    """
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    try:
+        cached = try_to_load_from_cache(name, filename, revision=revision or None)
+        return hf_hub_url(name, filename, revision=revision or None), cached if isinstance(cached, str) else None
+    except ValueError as error:
+        raise InputError(f"{repository!r} is no name of a model on the Hugging Face hub: {error}") from None
+
+
 @contextlib.contextmanager
 def _from_hub(repository: str, filename: str, hint: str) -> Iterator[None]:
     """Turn what goes wrong with the hub into one line, at once: its own library retries for a minute."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-
-    repository, _, revision = repository.partition("@")
-    address = hf_hub_url(repository, filename, revision=revision or None)
+    address, cached = _on_hub(repository, filename)
     try:
-        if not isinstance(try_to_load_from_cache(repository, filename, revision=revision or None), str):
+        if not cached:
             with contextlib.suppress(HTTPError):  # the hub answers: its own library knows other files and says more
                 urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
         yield

@@ -254,6 +254,7 @@ def test_without_a_network_a_model_of_the_hub_is_one_line(no_network):
             "timm has no weights for vit_small_patch16_18x2_224: give --pretrained",
         ),
         ({"arch": "xcit_small_12_p16", "n_last_blocks": 2}, "need a ViT with a class token"),
+        ({"arch": "hf-hub:someone/their/vit"}, "'someone/their/vit' is no name of a model on the Hugging Face hub"),
     ],
 )
 def test_an_unusable_backbone_is_one_line_before_the_work(options, message, no_network):
