@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.command_line import worker_count
 from common.errors import InputError
 from common.images import NO_LABEL
+from common.processors import worker_count
 from common.progress import progress_bar
 
 SHARED_MEMORY = Path("/dev/shm")

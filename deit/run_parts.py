@@ -14,11 +14,11 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
 from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
-from common.command_line import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of, in_parallel
+from common.processors import worker_count
 from common.training import Recipe, TrainingState
 from deit.distillation import DistillationLoss, base_criterion
 from deit.engine import ClassificationLoss

@@ -27,9 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import ArgumentParser, number, run, seed_number, worker_count
+from common.command_line import ArgumentParser, number, run, seed_number
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, scenes_name, write_json
+from common.processors import worker_count
 from deit.recipe_options import parse_args as parse_finetuning_options
 from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
