@@ -165,7 +165,7 @@ def selection(protocol: Protocol, features: Job, method: str, budget: float, see
         f"{which} --feature_path {typed(features.result, 'data_selection')} {protocol.budget_option(budget)}",
         f"--seed {seed} {protocol.device}".strip(),
         f"--output_dir {typed(folder, 'data_selection')} --filename subset.json",
-        protocol.selection.get(method, ""),
+        protocol.selection_options(method, budget),
     ]
     name = f"{METHODS[method]} {protocol.budget_in_words(budget)} seed {seed}, subset"
     script = f"data_selection/sample_tools/{script}"

@@ -50,10 +50,10 @@ class Protocol:
     dataset, data_set: its name in extract_feature.py and in main.py. arch, model, model_kwargs: the network, likewise.
     weights: its file; DINO's are downloaded when there is none. device: an option of both scripts. finetuning: options
     of main.py for the published recipe. few_labels: options beside --recipe few-labels. activeft: the selection script.
-    selection: options of other methods, as their authors chose them for the data set. percents: the budgets. numbers:
-    budgets in images, instead. pool_script: writes the pool, where it is not given. val_split: what scores are measured
-    on. on_gpus: each command has a GPU, where there are any. trainer: the folder of the main.py that finetunes. metric:
-    its score, and `score` that in words.
+    selection: options of other methods where results are published, as their authors chose them. percents: the budgets.
+    numbers: budgets in images, instead. pool_script: writes the pool, where it is not given. val_split: what scores are
+    measured on. on_gpus: each command has a GPU, where there are any. trainer: the folder of the main.py that
+    finetunes. metric: its score, and `score` that in words.
     """
 
     dataset: str
@@ -106,6 +106,10 @@ class Protocol:
     def budget_in_words(self, budget: float) -> str:
         return f"{budget:,} images" if self.numbers else f"{budget:g}%"
 
+    def selection_options(self, method: str, budget: float) -> str:
+        published = not self.numbers and published_accuracy(self.pool, "finetuned", method, budget)
+        return self.selection.get(method, "") if published else ""
+
     def is_run(self, readout: str) -> bool:
         """Whether a readout is a run of main.py, and not fitted to the feature files."""
         return readout in ("finetuned", "few-labels") or self.trainer == "segmenter"
@@ -139,7 +143,7 @@ PROTOCOLS = {
         data_set="CIFAR10SUBSET",
         output_dir=OUTPUT / "CIFAR10",
         percents=(0.5, 1, 2),
-        selection={"bilaf": "--core_number 50", "usl": "--neighbours 400"},
+        selection={"bilaf": "--core_number 50"},
         val_split="test",
     ),
     "CIFAR100": Protocol("CIFAR100", "CIFAR100SUBSET", OUTPUT / "CIFAR100", (1, 2, 5, 10), val_split="test"),

@@ -258,6 +258,13 @@ def test_budgets_in_images_have_folders_of_their_own_and_are_asked_for_by_number
     assert "/1000_images/usl/seed_3/subset " in lines[1] and "percent" not in lines[1]
 
 
+def test_bilaf_has_its_authors_core_where_its_accuracies_are_published_and_a_smaller_one_elsewhere():
+    options = ("--dataset", "CIFAR10", "--methods", "bilaf", "--seeds", "0", "--readouts", "knn")
+    assert "--core_number 50)" in commands(*options, "--percents", "0.5")[-1]
+    assert "--core_number" not in commands(*options, "--numbers", "20")[-1]
+    assert "--core_number" not in commands(*options, "--percents", "0.05")[-1]
+
+
 def test_the_recipe_for_few_labels_takes_the_place_of_the_published_options():
     common = ("--methods", "activeft", "--percents", "2", "--seeds", "0", "--few_labels_options=--lr 0.1")
     published, few = commands(*common, "--readouts", "finetuned", "few-labels")[-2:]
