@@ -89,6 +89,11 @@ class Protocol:
         return self.data_path.resolve().name if self.dataset == "Folder" else self.dataset
 
     @property
+    def published_as(self) -> str:
+        """The data set whose published numbers stand beside these, or "": not for a folder that is called like one."""
+        return "" if self.dataset == "Folder" or self.numbers else self.pool
+
+    @property
     def budgets(self) -> tuple[float, ...]:
         return self.numbers or self.percents
 
@@ -107,7 +112,7 @@ class Protocol:
         return f"{budget:,} images" if self.numbers else f"{budget:g}%"
 
     def selection_options(self, method: str, budget: float) -> str:
-        published = not self.numbers and published_accuracy(self.pool, "finetuned", method, budget)
+        published = published_accuracy(self.published_as, "finetuned", method, budget)
         return self.selection.get(method, "") if published else ""
 
     def is_run(self, readout: str) -> bool:

@@ -99,7 +99,7 @@ def cell_text(protocol: Protocol, readout: str, method: str, budget: float, colu
     parts = []
     if method in column:
         parts.append(measured(protocol, column[method], marked.against_random, bold=marked.best))
-    if not protocol.numbers and (published := published_accuracy(protocol.pool, readout, method, budget)):
+    if published := published_accuracy(protocol.published_as, readout, method, budget):
         parts.append(f"({spread(*published)})")
     return " ".join(parts)
 
@@ -146,10 +146,10 @@ def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
             "Differences between readouts: mean ± sample standard deviation of the differences seed by seed; "
             f"▲, ▼: p < {LEVEL} in the paired t-test, with all cells of that table as one family for Holm's method."
         )
-    if any(protocol.pool == of for of, _ in PUBLISHED_COLUMNS) and not protocol.numbers:
+    if any(protocol.published_as == of for of, _ in PUBLISHED_COLUMNS):
         lines.append("In round brackets: published, mean ± standard deviation of 3 runs.")
-    if protocol.pool in REPORTED:
-        lines.append(f"Users of the published code reported {REPORTED[protocol.pool]}.")
+    if protocol.published_as in REPORTED:
+        lines.append(f"Users of the published code reported {REPORTED[protocol.published_as]}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -110,6 +110,11 @@ def test_budgets_in_images_are_told_as_such_and_stand_beside_no_published_percen
     assert "published," not in table
 
 
+def test_a_folder_that_is_called_cifar10_is_not_compared_with_what_is_published_of_it():
+    table = table_of({0.5: {"activeft": HIGH}}, dataset="Folder", data_path=Path("/pools/CIFAR10"))
+    assert row_of(table, "ActiveFT") == ["**91.0 ± 1.0**"] and "published" not in table
+
+
 def test_what_is_measured_of_bilaf_stands_beside_what_is_published():
     table = table_of({1: {"bilaf": HIGH}}, dataset="CIFAR10")
     assert row_of(table, "BiLAF") == ["**91.0 ± 1.0** (89.2 ± 0.6)"] and table.count("| BiLAF |") == 1
