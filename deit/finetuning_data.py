@@ -179,6 +179,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             size,
             is_training=True,
             hflip=args.hflip,
+            scale=(args.crop_scale, 1.0),
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
             interpolation=args.train_interpolation,
@@ -196,7 +197,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
         steps[-2:] = [T.PILToTensor()]
     if size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(size), T.RandomCrop(size, padding=4)]
+        steps[:1] = [ExactSize(size), T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)]
     return transform
 
 
