@@ -20,8 +20,7 @@ from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of, in_parallel
 from common.processors import worker_count
 from common.training import Recipe, TrainingState
-from deit.distillation import DistillationLoss, base_criterion
-from deit.engine import ClassificationLoss
+from deit.engine import ClassificationLoss, DistillationLoss, base_criterion
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
 from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 

@@ -8,13 +8,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from common.feature_file import read_features
-from common.files import atomic_file
 from common.pool_paths import read_image_paths
+from common.run_folder import save_figure
 from common.subset_file import read_subset_ids
 from experiments.protocols import METHODS, READOUTS, Protocol
 from experiments.significance import Column, mean_and_std
@@ -54,7 +53,8 @@ def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], 
     for axis in axes[:, 0]:
         axis.set_ylabel(f"{protocol.score} on {protocol.pool} in %")
     figure.legend([*lines.values()], [*lines], loc="outside right center")
-    return save_figure(figure, picture)
+    save_figure(figure, picture)
+    return picture
 
 
 def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path) -> Path:
@@ -83,7 +83,8 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
         bottom.imshow(contact_sheet([paths[index] for index in by_class]))
         for axis in (top, bottom):
             axis.set_axis_off()
-    return save_figure(figure, picture)
+    save_figure(figure, picture)
+    return picture
 
 
 def contact_sheet(paths: list[Path]) -> np.ndarray:
@@ -96,10 +97,3 @@ def contact_sheet(paths: list[Path]) -> np.ndarray:
         row, column = divmod(position, IMAGES_PER_ROW)
         sheet.paste(Image.open(path).convert("RGB").resize(first.size), (column * width, row * height))
     return np.asarray(sheet)
-
-
-def save_figure(figure: Figure, picture: Path) -> Path:
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
-    return picture
