@@ -17,7 +17,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.files import kind_of_file
+from common.files import atomic_file, checksum, kind_of_file
 
 Weights = dict[str, Tensor]
 
@@ -78,6 +78,20 @@ def fetch_checkpoint(source: str) -> dict[str, Any]:
     return download_checkpoint(source) if source.startswith("https://") else read_checkpoint(source)
 
 
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values. Raises InputError, naming the file, when it cannot be written."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer complains of its own state after the system's error
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
+    """A run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
+    return {"model", "optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys()
+
+
 def network_weights(checkpoint: dict[str, Any], source: str, key: str = "teacher") -> Weights:
     """The weights of one network, under their plain names.
 
@@ -100,6 +114,12 @@ def _plain_name(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name
+
+
+def weights_checksum(weights: dict[str, Tensor]) -> str:
+    names = sorted(weights)
+    values = (weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name in names)
+    return checksum(part for name, value in zip(names, values, strict=True) for part in (name.encode(), value.data))
 
 
 def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import InputError
-from common.processors import usable_processors
 
 OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
 
@@ -145,8 +144,3 @@ def number(
 
 
 seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; random.Random takes -1 for 1
-
-
-def worker_count(wanted: int) -> int:
-    """Data loading processes: as many as wanted, never more than the processors this process may use."""
-    return min(wanted, usable_processors())

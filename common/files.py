@@ -6,10 +6,11 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from common.errors import InputError
 
@@ -107,6 +108,14 @@ def kind_of_file(path: str | Path) -> str | None:
     if all(byte >= 0x20 or byte in b"\t\r\n" for byte in start):
         return "it is a CSV or text file" if b"," in start or b";" in start or b"\t" in start else "it is a text file"
     return None
+
+
+def checksum(parts: Iterable[bytes]) -> str:
+    """Of these parts in this order, with their lengths."""
+    crc = 0
+    for part in parts:
+        crc = crc32(part, crc32(len(part).to_bytes(8, "little"), crc))
+    return f"{crc:08x}"
 
 
 def make_output_dir(path: str | Path) -> Path:

@@ -9,8 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from common.errors import InputError
-from common.image_datasets import NO_LABEL, Loader, Transform
-from common.images import open_rgb
+from common.images import NO_LABEL, Loader, Transform, open_rgb
 
 
 class HFImages(Dataset):

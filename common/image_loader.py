@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.command_line import worker_count
 from common.errors import InputError
+from common.images import NO_LABEL
+from common.processors import worker_count
 from common.progress import progress_bar
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -114,6 +115,23 @@ def kill_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
     for child in children:
         child.kill()
+
+
+class ImagesOrBlack(Dataset):
+    """Images as bytes (3, size, size), their labels, and whether they can be read: black and -1 where not."""
+
+    def __init__(self, images: Dataset, input_size: int):
+        self.images, self.input_size = images, input_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Any, int, bool]:
+        try:
+            pixels, label = self.images[row]
+        except InputError:
+            return torch.zeros(3, self.input_size, self.input_size, dtype=torch.uint8), NO_LABEL, False
+        return pixels, label, True
 
 
 class DecodedImages(Dataset):

@@ -1,10 +1,17 @@
-"""Networks are timm's, by any name it knows; a keyword override makes a user's own small ViT as usable as those."""
+"""Networks are timm's, by any name it knows; a keyword override makes a user's own small ViT as usable as those.
+
+Their weights and configurations come from the Hugging Face hub, or one line says what to fetch by hand.
+"""
 
 import argparse
+import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import timm
 import torch
@@ -13,10 +20,11 @@ from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import Tensor, nn
 
+from common.checkpoints import download_checkpoint, read_checkpoint
 from common.errors import InputError
-from common.hub import hub_config
 
 HUB = "hf-hub:"
+TIMEOUT = 10  # seconds
 PUBLISHED_INPUT_SIZE = 224
 # DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
 PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
@@ -110,3 +118,64 @@ def model_config(name: str) -> dict[str, Any]:
         raise InputError(f"timm has no {name!r}, but {', '.join(close)}")
     config = get_pretrained_cfg(name, allow_unregistered=True)
     return config.to_dict() if config else {"input_size": (3, PUBLISHED_INPUT_SIZE, PUBLISHED_INPUT_SIZE)}
+
+
+def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The weights that timm's configuration names, from its hub's cache or downloaded, and their address.
+
+    Raises InputError, saying which file to fetch and where to put it, when they cannot be downloaded.
+    """
+    repository, url = config.get("hf_hub_id"), config.get("url")
+    if not repository:
+        return download_checkpoint(url), url
+    from timm.models import load_state_dict_from_hf
+
+    filename = config.get("hf_hub_filename") or "model.safetensors"
+    name = repository.partition("@")[0].rsplit("/", 1)[-1]
+    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.safetensors"
+    if by_hand.is_file():
+        return read_checkpoint(by_hand), str(by_hand)
+    address, cached = _on_hub(repository, filename)
+    if cached:
+        return read_checkpoint(cached), address
+    with _from_hub(repository, filename, f"fetch it by hand and put it at {by_hand}"):
+        given = [filename] if config.get("hf_hub_filename") else []
+        return load_state_dict_from_hf(repository, *given), address
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """timm's configuration of a model on the Hugging Face hub. Raises InputError when it cannot be downloaded."""
+    from timm.models import load_model_config_from_hf
+
+    cached = "or run `hf download` where there is a network and copy its cache (~/.cache/huggingface) here"
+    with _from_hub(repository, "config.json", f"check the name, {cached}"):
+        return load_model_config_from_hf(repository)[0]
+
+
+def _on_hub(repository: str, filename: str) -> tuple[str, str | None]:
+    """The address of a file of a repository, which may end with @revision, and where it is cached, if it is.
+
+    Raises InputError for a name that no repository can have.
+    """
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    try:
+        cached = try_to_load_from_cache(name, filename, revision=revision or None)
+        return hf_hub_url(name, filename, revision=revision or None), cached if isinstance(cached, str) else None
+    except ValueError as error:
+        raise InputError(f"{repository!r} is no name of a model on the Hugging Face hub: {error}") from None
+
+
+@contextlib.contextmanager
+def _from_hub(repository: str, filename: str, hint: str) -> Iterator[None]:
+    """Turn what goes wrong with the hub into one line, at once: its own library retries for a minute."""
+    address, cached = _on_hub(repository, filename)
+    try:
+        if not cached:
+            with contextlib.suppress(HTTPError):  # the hub answers: its own library knows other files and says more
+                urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
+        yield
+    except (URLError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
+        raise InputError(f"cannot download {address} ({reason}): {hint}") from None

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.errors import InputError
@@ -135,6 +136,22 @@ def passes(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
     """Mixed precision of this type on the device, or none at all."""
     return torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
+
+
+def in_parallel(model: nn.Module, processes: Processes, some_unused: bool = False) -> nn.Module:
+    """The model as it is trained: alone, or averaging its gradients with the other processes.
+
+    some_unused: some of its weights have no part in the loss.
+    """
+    if processes.size == 1:
+        return model
+    device_ids = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_unused)
+
+
+def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager:
+    """Several processes average their gradients once per update, with its last micro-batch."""
+    return model.no_sync() if until_last and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager

@@ -13,6 +13,11 @@ def usable_processors() -> int:
     return min(allowed, max(1, math.ceil(quota)))
 
 
+def worker_count(wanted: int) -> int:
+    """Data loading processes or threads: as many as wanted, never more than the processors this process may use."""
+    return min(wanted, usable_processors())
+
+
 def share_processors() -> None:
     """Make threads sleep, not spin, while they wait, and start no more of them than there are usable processors.
 

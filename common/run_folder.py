@@ -1,21 +1,25 @@
-"""The folder of a training run: checkpoints and a log, kept so that nothing is lost, whenever the run is killed."""
+"""The folder of a training run: checkpoints, log and pictures; nothing is lost, whenever the run is killed."""
 
 import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+from torch import Tensor
 
-from common.checkpoints import fetch_checkpoint, read_checkpoint
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
 from common.errors import InputError
 from common.files import atomic_file
 from common.processes import Interruption, Processes
-from common.training_state import TrainingState, differences, is_own_checkpoint
+from common.training import TrainingState, differences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CHECKPOINTS = ("checkpoint.pth", "best_checkpoint.pth")
+MOST_NAMED_CLASSES = 30  # in a picture
 
 
 def newest_checkpoint(
@@ -53,15 +57,6 @@ def read_trained(source: str, script: str) -> tuple[dict[str, Any], argparse.Nam
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
     options = checkpoint["args"]
     return checkpoint, options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options), classes
-
-
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values. Raises InputError, naming the file, when it cannot be written."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer complains of its own state after the system's error
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class RunFolder:
@@ -148,3 +143,52 @@ def _is_before(line: str, counter: str, start: int) -> bool:
         return line.endswith("\n") and json.loads(line)[counter] < start
     except (ValueError, KeyError, TypeError):  # a line that was being written when the run was killed
         return False
+
+
+def plot_curves(
+    log: list[dict[str, Any]], picture: Path, counter: str, scores: dict[str, str], score_name: str
+) -> None:
+    """Training loss and learning rate, and scores, against the epoch or iteration.
+
+    counter: the log's key of it. scores: {key of the log: name in the legend}, in percent. score_name: what they are.
+    """
+    from matplotlib.figure import Figure  # slow to load
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    when = [entry[counter] for entry in log]
+    left.plot(when, [entry["train_loss"] for entry in log], color="tab:blue")
+    left.set(xlabel=counter, ylabel="training loss", ylim=(0, None))
+    rate = left.twinx()
+    rate.plot(when, [entry["train_lr"] for entry in log], color="tab:gray", linestyle=":")
+    rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
+    for key, name in scores.items():
+        points = [(entry[counter], entry[key]) for entry in log if key in entry]
+        if points:
+            right.plot(*zip(*points, strict=True), marker=".", label=f"{name}, last {points[-1][1]:.2f}%")
+    right.set(xlabel=counter, ylabel=score_name)
+    right.grid(alpha=0.3)
+    if right.lines:
+        right.legend()
+    save_figure(figure, picture)
+
+
+def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
+    """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
+    from matplotlib.figure import Figure
+
+    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
+    side = min(14, 3 + 0.35 * len(classes))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= MOST_NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+    save_figure(figure, picture)
+
+
+def save_figure(figure: "Figure", picture: Path) -> None:
+    with atomic_file(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

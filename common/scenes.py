@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
-from common.image_datasets import FlatImageFolder, Transform
-from common.images import UNREADABLE, formats
+from common.images import UNREADABLE, FlatImageFolder, Transform, formats
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2

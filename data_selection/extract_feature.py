@@ -27,52 +27,43 @@ VITS = ("vit_tiny", "vit_small", "vit_base")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Extract the features of every image of a pool with a pretrained network.")
+    add = parser.add_argument
     datasets = ["CIFAR10", "CIFAR100", "ImageNet", "ADE20K", "Folder", "List", "HF"]
-    parser.add_argument("--dataset", default="CIFAR10", choices=datasets)
-    parser.add_argument(
+    add("--dataset", default="CIFAR10", choices=datasets)
+    add(
         "--data_path",
         default="data",
         help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself; "
         "with List a .csv (path, label) or .txt; with HF a Hugging Face data set: a folder, .parquet, or hub name",
     )
-    parser.add_argument(
+    add(
         "--no-labels", "--no_labels", action="store_true",
         help="with Folder: every image below it, whatever its folders mean",
     )  # fmt: skip
-    parser.add_argument("--image_column", help="with HF: the column of images, where there are several")
-    parser.add_argument("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
-    parser.add_argument(
+    add("--image_column", help="with HF: the column of images, where there are several")
+    add("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
+    add(
         "--arch",
         default="vit_small",
         help=f"{', '.join(VITS)}, an XCiT or resnet50 (DINO's weights), or any timm name (timm's weights)",
     )
-    parser.add_argument("--patch_size", default=16, type=number(int, 1), help=f"patch size of {', '.join(VITS)}")
+    add("--patch_size", default=16, type=number(int, 1), help=f"patch size of {', '.join(VITS)}")
     add_model_kwargs_option(parser)
-    parser.add_argument("--pretrained_weights", default="", help="checkpoint file instead of downloaded weights")
-    parser.add_argument(
-        "--checkpoint_key", default="teacher", help="network to take from a checkpoint that holds several"
-    )
-    parser.add_argument(
-        "--n_last_blocks", default=1, type=number(int, 1), help="concatenate the [CLS] tokens of the last n blocks"
-    )
-    parser.add_argument(
+    add("--pretrained_weights", default="", help="checkpoint file instead of downloaded weights")
+    add("--checkpoint_key", default="teacher", help="network to take from a checkpoint that holds several")
+    add("--n_last_blocks", default=1, type=number(int, 1), help="concatenate the [CLS] tokens of the last n blocks")
+    add(
         "--avgpool_patchtokens", default=False, type=boolean, nargs="?", const=True, metavar="BOOL",
         help="append the mean of the last block's patch tokens",
     )  # fmt: skip
-    parser.add_argument(
-        "--input_size", type=number(int, 1), help="pixels per side; 224, or the network's own size, when not given"
-    )
-    parser.add_argument("--batch_size_per_gpu", default=128, type=number(int, 1))
-    parser.add_argument(
-        "--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors"
-    )
-    parser.add_argument(
-        "--amp", default="off", choices=["off", "bf16", "fp16"], help="precision; off is float32, as published"
-    )
-    parser.add_argument("--device", default="auto", help="auto is cuda, then mps, then cpu")
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished feature file")
-    parser.add_argument("--output_dir", default="features")
-    parser.add_argument("--extra_name", default="_", help="stands between the dataset and the split in the file name")
+    add("--input_size", type=number(int, 1), help="pixels per side; 224, or the network's own size, when not given")
+    add("--batch_size_per_gpu", default=128, type=number(int, 1))
+    add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
+    add("--amp", default="off", choices=["off", "bf16", "fp16"], help="precision; off is float32, as published")
+    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--resume", action="store_true", help="continue an unfinished feature file")
+    add("--output_dir", default="features")
+    add("--extra_name", default="_", help="stands between the dataset and the split in the file name")
     args = parser.parse_args(argv)
     if args.arch not in VITS and args.patch_size != 16:
         raise InputError(f"--patch_size goes with {', '.join(VITS)}; for {args.arch} use --model-kwargs patch_size=...")
@@ -132,7 +123,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.resume and path.is_file() and not unfinished(path).is_file():
         print(f"{path} is finished: nothing to resume; without --resume it is extracted again")
         return path
-    from data_selection.extraction.extraction import extract_features  # torch, timm: seconds to load
+    from data_selection.extraction import extract_features  # torch, timm: seconds to load
 
     extract_features(args, root, path)
     return path

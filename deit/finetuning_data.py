@@ -17,18 +17,10 @@ from torchvision.datasets import INaturalist
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
-from common.image_datasets import (
-    ClassFolders,
-    ImageFiles,
-    ListedImages,
-    Transform,
-    cifar,
-    class_folders,
-    split_folder,
-)
+from common.files import checksum, split_folder
+from common.images import ClassFolders, ImageFiles, ListedImages, Transform, cifar, class_folders
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
-from common.training_state import checksum
 from deit.image_sources import inaturalist, labelled_lists
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
@@ -178,7 +170,7 @@ def describe_images(images: Dataset) -> str:
 def train_transform(args: argparse.Namespace) -> T.Compose:
     """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
 
-    Images are normalised on the device (weight_update.to_network), unless parts are erased, which timm does afterwards.
+    Images are normalised on the device (training.to_network), unless parts are erased, which timm does afterwards.
     """
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     size = prepared.input_size
@@ -187,6 +179,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             size,
             is_training=True,
             hflip=args.hflip,
+            scale=(args.crop_scale, 1.0),
             color_jitter=args.color_jitter,
             auto_augment=None if args.aa == "none" else args.aa,
             interpolation=args.train_interpolation,
@@ -204,7 +197,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
         steps[-2:] = [T.PILToTensor()]
     if size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(size), T.RandomCrop(size, padding=4)]
+        steps[:1] = [ExactSize(size), T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)]
     return transform
 
 

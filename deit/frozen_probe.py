@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.processes import Processes, autocast
 from common.progress import progress_bar
 from common.readouts import as_linear_layer, fit_readout, linear_readout, top_accuracies
-from common.weight_update import to_network
+from common.training import to_network
 from deit.finetuning_data import FinetuningData
 
 FOLDS = 5

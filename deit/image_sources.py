@@ -10,9 +10,8 @@ from torchvision.datasets import INaturalist
 
 from common.errors import InputError
 from common.files import read_json
-from common.image_datasets import ListedImages, Transform
 from common.image_list import check_present, labelled_images, notes_on, some
-from common.images import open_rgb
+from common.images import ListedImages, Transform, open_rgb
 from common.networks import input_size
 
 DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped

@@ -37,8 +37,8 @@ from common.errors import InputError
 from common.files import locked, write_json
 from common.processes import Interruption, Processes, amp_dtype_of, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, stop
-from common.training_state import TrainingState
+from common.run_folder import RunFolder, newest_checkpoint, plot_confusion_matrix, plot_curves, stop
+from common.training import TrainingState
 from deit.engine import end_epoch, evaluate, step_schedule_to, train_one_epoch
 from deit.finetuning_data import FinetuningData, build_datasets
 from deit.recipe_options import parse_args
@@ -54,6 +54,7 @@ from deit.run_parts import (
     distributed,
     linear_head,
     load_weights,
+    run_length,
 )
 
 
@@ -96,6 +97,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         return finish_probe(args, readout, data, processes)
 
     sampler, plan = build_plan(args, len(data.train), processes)
+    n_epochs = run_length(args, plan)
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     run = describe_run(args, data, plan, weights, recipe)
     if args.auto_resume:
@@ -108,7 +110,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         start = evaluate_now(model) if data.val is not None else None
         seen = f": {describe(start)} before the first update" if start else ""
         processes.report(f"head from a logistic regression on the frozen features of {len(data.train)} images{seen}")
-    state = build_state(args, model, plan.images_per_update)
+    state = build_state(args, model, plan)
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
@@ -121,13 +123,13 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if start:
             state.best["linear_readout"] = start
     step_schedule_to(state)
-    if state.epoch >= args.epochs and not (state.last or (own_checkpoint and data.val is None)):
-        raise InputError(f"starting at epoch {state.epoch} of --epochs {args.epochs} leaves nothing to train")
+    if state.epoch >= n_epochs and not (state.last or (own_checkpoint and data.val is None)):
+        raise InputError(f"starting at epoch {state.epoch} of --epochs {n_epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     processes.report(f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
     processes.report(describe_recipe(args, len(data.train), plan))
 
-    epochs = range(state.epoch, args.epochs)
+    epochs = range(state.epoch, n_epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = distributed(args, model, processes)
@@ -135,7 +137,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if writes(args, processes):
         folder = RunFolder(Path(args.output_dir), state.epoch, fresh=not own_checkpoint, tensorboard=args.tensorboard)
     progress = progress_bar(
-        total=args.epochs * plan.updates,
+        total=n_epochs * plan.updates,
         initial=state.epoch * plan.updates + state.update,
         desc="finetuning",
         unit="update",
@@ -151,7 +153,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
                 stop(folder, state, args, run, where(state), processes)
             entry = {"train": {"lr": lr, "loss": sum(state.losses) / plan.updates}}
             improved = False
-            due = (epoch + 1) % args.eval_interval == 0 or epoch == args.epochs - 1  # (departure) the last one too
+            due = (epoch + 1) % args.eval_interval == 0 or epoch == n_epochs - 1  # (departure) the last one too
             if due and data.val is not None:
                 results = {"test": evaluate_now(model)}
                 if state.model_ema:
@@ -162,14 +164,14 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             end_epoch(state)
             if folder:
                 folder.append_to_log({**flat(entry), "epoch": epoch, "n_parameters": n_parameters})
-                due = (epoch + 1) % args.save_interval == 0 or epoch == args.epochs - 1
+                due = (epoch + 1) % args.save_interval == 0 or epoch == n_epochs - 1
                 if improved or due:
                     names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
                     folder.save(state.checkpoint(args, run), names)
-            if stopping and epoch < args.epochs - 1:
+            if stopping and epoch < n_epochs - 1:
                 stop(folder, state, args, run, where(state), processes)
 
-    summary = {"last": state.last, "best": state.best, "epochs": args.epochs, "images": len(data.train)}
+    summary = {"last": state.last, "best": state.best, "epochs": n_epochs, "images": len(data.train)}
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)
@@ -181,8 +183,6 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder:
-        from common.run_plots import plot_confusion_matrix, plot_curves  # matplotlib takes a second to load
-
         scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
         plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")
         if args.confusion_matrix:

@@ -25,21 +25,20 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from common.checkpoints import weights_checksum
 from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.feature_file import FeatureFile
 from common.files import locked, make_output_dir
-from common.image_datasets import ImagesOrBlack, any_images
 from common.image_list import labelled_images, some, write_image_list
-from common.image_loader import ImageLoader
-from common.images import open_rgb
+from common.image_loader import ImageLoader, ImagesOrBlack
+from common.images import any_images, open_rgb
 from common.networks import input_size, normalised
 from common.pool_paths import pool_images
 from common.processes import Processes, amp_dtype_of, autocast, launched, passes
 from common.progress import progress_bar
 from common.run_folder import read_trained
-from common.training_state import weights_checksum
 from deit.finetuning_data import eval_transform
 from deit.image_sources import DECODED_AT_LEAST
 from deit.run_parts import build_model

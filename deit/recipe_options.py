@@ -13,6 +13,30 @@ from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
+PUBLISHED_EPOCHS = 1000
+PUBLISHED_PADDING = 4
+# What --recipe few-labels changes of the published recipe; why, and what it was settled on, is in the README beside it.
+FEW_LABELS = {
+    "head_init": "linear",
+    "updates": 150,
+    "total_batch_size": 32,
+    "repeated_aug": False,  # three copies of each image leave 11 different ones in an update
+    "opt": "adamw",
+    "lr": 3e-4 * PUBLISHED_TOTAL_BATCH / 32,
+    "weight_decay": 0.05,
+    "layer_decay": 0.75,
+    "clip_grad": 2.0,
+    "warmup_epochs": 0,
+    "min_lr": 0.0,
+    "drop_path": 0.0,
+    "smoothing": 0.0,
+    "crop_padding": 2,
+    "padding_mode": "reflect",
+    "crop_scale": 0.5,
+    "model_ema_decay": 0.99,
+    "model_ema_warmup": True,
+}
+RECIPES = {"published": {}, "few-labels": FEW_LABELS}
 ON_THE_BACKBONE = ("--head-init linear", "--freeze backbone")  # of fresh weights, there is nothing to read out
 # Options that change no result, and those whose files or effect are compared instead: a run is resumed with any others.
 NO_INFLUENCE = (
@@ -20,7 +44,7 @@ NO_INFLUENCE = (
     "eval", "eval_interval", "model_ema_force_cpu", "num_workers", "output_dir", "pin_mem", "probe", "resplit",
     "save_interval", "tensorboard", "world_size",
     "batch_size", "data_path", "finetune", "labels", "resume", "subset_ids", "teacher_path", "total_batch_size",
-    "val_labels",
+    "recipe", "updates", "val_labels",
 )  # fmt: skip
 
 
@@ -39,7 +63,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="images per update, over all processes; default: --batch-size times the number of processes",
     )
     add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
-    add("--epochs", default=1000, type=natural)
+    add(
+        "--recipe",
+        default="published",
+        choices=RECIPES,
+        help="few-labels: other defaults, for the best accuracy from few labels; what is given beside it counts",
+    )
+    add("--epochs", type=natural, help=f"default: {PUBLISHED_EPOCHS}, or as many as --updates take")
+    add("--updates", type=natural, help="instead of --epochs: at least so many updates, in whole epochs")
     add("--finetune", default="", help="a pretrained backbone; file or https://")
     add("--start_epoch", default=0, type=whole)
     add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
@@ -126,6 +157,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=share,
         help="probability of a horizontal flip; 0 for digits and letters",
     )
+    add(
+        "--crop-padding",
+        default=PUBLISHED_PADDING,
+        type=whole,
+        help="pixels around an image of up to 32 that is cropped to its size",
+    )
+    add("--padding-mode", default="constant", choices=["constant", "reflect"], help="constant: black, as published")
+    add(
+        "--crop-scale",
+        default=0.08,
+        type=number(float, maximum=1, above=0),
+        help="least share of a larger image that is cropped from it",
+    )
     add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
@@ -165,6 +209,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--labels", default=[], nargs="+", metavar="CSV", help="for CSV: path,label of images below --data-path")
     add("--val-labels", metavar="CSV", help="the same, to evaluate on; without it a readout is cross-validated")
 
+    given, _ = parser.parse_known_args(argv)
+    if given.epochs and given.updates:
+        raise InputError(f"--epochs {given.epochs} and --updates {given.updates} are both given: which is it to be?")
+    parser.set_defaults(**RECIPES[given.recipe])
+    if given.epochs:
+        parser.set_defaults(updates=None)
+    elif not (given.updates or RECIPES[given.recipe].get("updates")):
+        parser.set_defaults(epochs=PUBLISHED_EPOCHS)
     args = parser.parse_args(argv)
     check_together(args)
     return args

@@ -13,16 +13,14 @@ from torch import nn
 from torch.utils.data import DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
-from common.command_line import worker_count
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
-from common.processes import Processes, amp_dtype_of
-from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
-from common.weight_update import Recipe, in_parallel
-from deit.distillation import DistillationLoss, base_criterion
-from deit.engine import ClassificationLoss
+from common.processes import Processes, amp_dtype_of, in_parallel
+from common.processors import worker_count
+from common.training import Recipe, TrainingState
+from deit.engine import ClassificationLoss, DistillationLoss, base_criterion
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
 from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 
@@ -43,6 +41,11 @@ def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[
     return sampler, EpochPlan(len(sampler), update_size, -(-update_size // args.accum_steps), processes=size)
 
 
+def run_length(args: argparse.Namespace, plan: EpochPlan) -> int:
+    """Epochs of the whole run: --epochs, or as many as make --updates."""
+    return args.epochs or -(-args.updates // plan.updates)
+
+
 def scaled_lr(args: argparse.Namespace, images_per_update: int) -> float:
     return args.lr * images_per_update / PUBLISHED_TOTAL_BATCH
 
@@ -54,10 +57,10 @@ def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
         f"recipe: {total} images per update at lr {scaled_lr(args, total):g}; an epoch is {plan.updates} update(s), "
         f"{draws} draws of {distinct} of the {n} images"
     )
-    if (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
+    if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"
-    updates = args.epochs * plan.updates
+    updates = run_length(args, plan) * plan.updates
     kept = args.model_ema_decay**updates
     if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
         recipe += (
@@ -121,6 +124,7 @@ def describe_run(
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
+    run["epochs"] = run_length(args, plan)
     # What predict.py needs beside the weights.
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
@@ -132,7 +136,7 @@ def describe_run(
     return run
 
 
-def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: int) -> TrainingState:
+def build_state(args: argparse.Namespace, model: nn.Module, plan: EpochPlan) -> TrainingState:
     """Optimiser, schedule and moving average around a model that has its starting weights and is on its device."""
     device = next(model.parameters()).device
     # (departure) The published script copies the model before it loads the weights, so its average holds noise.
@@ -140,11 +144,11 @@ def build_state(args: argparse.Namespace, model: nn.Module, images_per_update: i
     if args.model_ema:
         device_of_ema = "cpu" if args.model_ema_force_cpu else None
         ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
-    lr = scaled_lr(args, images_per_update)
+    lr = scaled_lr(args, plan.images_per_update)
     optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
     if args.layer_decay not in (None, 1) and len({group["lr_scale"] for group in optimizer.param_groups}) == 1:
         raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm tells no layers of {args.model} apart")
-    lr_scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
+    lr_scheduler, _ = create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), "num_epochs": run_length(args, plan)})
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
 

@@ -37,9 +37,9 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
-from common.command_line import worker_count
 from common.networks import input_size
 from common.processes import Interruption, Processes
+from common.processors import worker_count
 from deit.engine import end_epoch, train_one_epoch
 from deit.finetuning_data import build_datasets
 from deit.recipe_options import parse_args

@@ -25,7 +25,7 @@ class Cell:
 
     readout: str
     method: str
-    percent: float
+    budget: float  # in percent or images, as the protocol says
     seed: int
 
 
@@ -64,18 +64,15 @@ class Comparison:
         train, val = extraction(protocol, "train"), extraction(protocol, protocol.val_split)
         jobs: dict[Cell, tuple[Job, ...]] = {}
         for seed in protocol.seeds:
-            for percent in protocol.percents:
+            for budget in protocol.budgets:
                 for method in protocol.methods:
-                    subset = selection(protocol, train, method, percent, seed)
+                    subset = selection(protocol, train, method, budget, seed)
                     for readout in protocol.readouts:
                         made_from = (train, val, subset)
-                        if self.is_run(readout):
+                        if protocol.is_run(readout):
                             made_from = (finetuning(protocol, subset, readout, seed),)
-                        jobs[Cell(readout, method, percent, seed)] = made_from
+                        jobs[Cell(readout, method, budget, seed)] = made_from
         return jobs
-
-    def is_run(self, readout: str) -> bool:
-        return readout == "finetuned" or self.protocol.trainer == "segmenter"
 
     @property
     def commands(self) -> list[str]:
@@ -102,7 +99,7 @@ class Comparison:
         jobs = self.jobs[cell]
         if not all(is_finished(job) for job in jobs):
             return None
-        if not self.is_run(cell.readout):
+        if not self.protocol.is_run(cell.readout):
             return self.frozen_result(cell, *jobs)
         summary, record = read_json(jobs[0].result, "summary of a finetuning"), recorded(jobs[0])
         # The last epoch counts: the best is chosen on the test split.
@@ -160,30 +157,33 @@ def extraction(protocol: Protocol, split: str) -> Job:
     return Job(name, "data_selection/extract_feature.py", joined(options), folder, result, needs)
 
 
-def selection(protocol: Protocol, features: Job, method: str, percent: float, seed: int) -> Job:
+def selection(protocol: Protocol, features: Job, method: str, budget: float, seed: int) -> Job:
     """Stage 2."""
-    folder = protocol.output_dir / f"{percent:g}_percent" / method / f"seed_{seed}" / "subset"
+    folder = protocol.output_dir / protocol.budget_folder(budget) / method / f"seed_{seed}" / "subset"
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
     options = [
-        f"{which} --feature_path {typed(features.result, 'data_selection')} --percent {percent:g} --seed {seed}",
-        f"{protocol.device} --output_dir {typed(folder, 'data_selection')} --filename subset.json",
+        f"{which} --feature_path {typed(features.result, 'data_selection')} {protocol.budget_option(budget)}",
+        f"--seed {seed} {protocol.device}".strip(),
+        f"--output_dir {typed(folder, 'data_selection')} --filename subset.json",
+        protocol.selection_options(method, budget),
     ]
-    name = f"{METHODS[method]} {percent:g}% seed {seed}, subset"
+    name = f"{METHODS[method]} {protocol.budget_in_words(budget)} seed {seed}, subset"
     script = f"data_selection/sample_tools/{script}"
     return Job(name, script, joined(options), folder, folder / "subset.json", (features,))
 
 
 def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int) -> Job:
-    """Stage 3; of a linear readout, the run that trains no more than that."""
+    """Stage 3, by either recipe; of a linear readout, the run that trains no more than that."""
     trainer, folder = protocol.trainer, subset.folder.with_name(readout)
+    recipe = f"--recipe few-labels {protocol.few_labels}" if readout == "few-labels" else protocol.finetuning
     options = [
         f"--data-set {protocol.data_set}" if protocol.data_set else "",
         f"--data-path {typed(protocol.data_path, trainer)}",
         f"--subset_ids {typed(subset.result, trainer)} --model {protocol.model}",
         f"--model-kwargs {protocol.model_kwargs}" if protocol.model_kwargs else "",
         f"--resume {typed(protocol.weights, trainer) if protocol.weights else DINO}",
-        f"{protocol.device} --seed {seed} --output_dir {typed(folder, trainer)} --auto-resume {protocol.finetuning}",
-        "" if readout == "finetuned" else f"--probe {readout}",
+        f"{protocol.device} --seed {seed} --output_dir {typed(folder, trainer)} --auto-resume {recipe}",
+        f"--probe {readout}" if readout == "linear" else "",
     ]
     name, script = subset.name.replace("subset", readout), f"{trainer}/main.py"
     return Job(name, script, joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")

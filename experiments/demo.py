@@ -3,9 +3,9 @@
     make demo
 
 is a column of `make table`: 2% of scikit-learn's handwritten digits, selected by ActiveFT and at random with five
-seeds, then a finetuning and a linear readout of the frozen features of each. It runs the documented commands, prints
-each, and ends with the accuracies and a picture of both subsets of seed 0, in experiments/output/demo. What is finished
-is not run again.
+seeds, then two finetunings of each, by the published recipe and by the one for few labels, and a linear readout of its
+frozen features. It runs the documented commands, prints each, and ends with the accuracies and a picture of both
+subsets of seed 0, in experiments/output/demo. What is finished is not run again.
 """
 
 import signal
@@ -21,7 +21,7 @@ from experiments.plots import plot_subsets
 from experiments.protocols import OUTPUT
 
 FOLDER = OUTPUT / "demo"
-SLICE = "--dataset digits --methods random activeft --percents 2 --readouts finetuned linear"
+SLICE = "--dataset digits --methods random activeft --percents 2 --readouts finetuned few-labels linear"
 
 
 def main(argv: list[str] | None = None) -> None:

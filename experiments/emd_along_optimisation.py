@@ -76,7 +76,7 @@ def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], pictu
     """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
     import matplotlib.pyplot as plt  # slow to load
 
-    from experiments.plots import save_figure
+    from common.run_folder import save_figure
 
     figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
     for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):

@@ -5,6 +5,8 @@
     python experiments/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
     python experiments/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
     python experiments/paper_table.py --dataset Folder --data_path ~/birds      # ~/birds/{train,val}/<class>/*
+    python experiments/paper_table.py --dataset Folder --data_path ~/birds --numbers 50 250 1000 --readouts linear knn \
+        --methods random kmeans maxherding activeft --arch vit_small_patch14_dinov2.lvd142m
     python experiments/paper_table.py --dataset ADE20K                          # segmentation: mean IoU
 
 runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
@@ -27,9 +29,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
-from common.command_line import ArgumentParser, number, run, seed_number, worker_count
+from common.command_line import ArgumentParser, number, run, seed_number
 from common.errors import InputError
-from common.files import atomic_file, make_output_dir, scenes_name, write_json
+from common.files import atomic_file, make_output_dir, scenes_name, split_folder, write_json
+from common.processors import worker_count
 from deit.recipe_options import parse_args as parse_finetuning_options
 from experiments.cells import Comparison, Result
 from experiments.plots import plot_accuracies
@@ -44,23 +47,32 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add = parser.add_argument
     add("--dataset", default="digits", choices=PROTOCOLS)
     add("--methods", nargs="+", choices=METHODS, help="the data set's protocol says, when not given; so below")
-    add("--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool")
+    budgets = parser.add_mutually_exclusive_group()
+    budgets.add_argument(
+        "--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool"
+    )
+    budgets.add_argument("--numbers", nargs="+", type=number(int, 1), help="budgets in images, instead")
     add("--seeds", nargs="+", type=seed_number)
-    add("--readouts", nargs="+", choices=READOUTS)
+    add("--readouts", nargs="+", choices=READOUTS, help="finetuned: by the published recipe")
     add(
         "--data_path",
         type=Path,
         help="where CIFAR is downloaded to and ImageNet/ lies; with Folder or ADE20K, the folder",
     )
     add("--output_dir", type=Path)
-    add("--arch", help="any timm name, of --pretrained_weights; DINO's ViT-S/16 when not given")
+    add(
+        "--arch",
+        help="any timm name; a run of main.py needs its --pretrained_weights, readouts of frozen features do not; "
+        "DINO's ViT-S/16 when not given",
+    )
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
     add("--model_kwargs", "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
     add(
         "--finetuning_options",
         default="",
-        help='more options of main.py, as in --finetuning_options="--epochs 300"',
+        help='more options of main.py for the published recipe, as in --finetuning_options="--epochs 300"',
     )
+    add("--few_labels_options", default="", help="the same beside --recipe few-labels")
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
     args = parser.parse_args(argv)
@@ -71,44 +83,55 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     """The data set's protocol, changed as the options say. Raises InputError where they cannot be used."""
     if args.weights and not args.weights.is_file():
         raise InputError(f"--pretrained_weights {args.weights} is not there")
-    if args.arch and not args.weights:
-        raise InputError(f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone")
     protocol = PROTOCOLS[args.dataset]
     changes = {
         name: tuple(dict.fromkeys(getattr(args, name)))
-        for name in ("methods", "percents", "seeds", "readouts")
+        for name in ("methods", "percents", "numbers", "seeds", "readouts")
         if getattr(args, name)
     }
     if args.dataset == "Folder":
-        if not args.data_path or not (args.data_path / "train").is_dir() or not (args.data_path / "val").is_dir():
+        if not args.data_path or not all(split_folder(args.data_path, train).is_dir() for train in (True, False)):
             raise InputError(
-                f"--dataset Folder needs --data_path with train/<class>/* and val/<class>/*, not {args.data_path}"
+                "--dataset Folder needs --data_path with train/<class>/* and val/<class>/* or test/<class>/*, not "
+                f"{args.data_path}"
             )
         changes["output_dir"] = OUTPUT / args.data_path.resolve().name
     if args.dataset == "ADE20K":
-        if "knn" in changes.get("readouts", ()):
-            raise InputError("--readouts knn is of images with one label each: for segmentation, finetuned and linear")
+        if classification := {"knn", "few-labels"}.intersection(changes.get("readouts", ())):
+            raise InputError(
+                f"--readouts {min(classification)} is of images with one label each: for segmentation, finetuned and "
+                "linear"
+            )
+        if args.few_labels_options:
+            raise InputError("--few_labels_options is of images with one label each, and has no effect here")
         if args.data_path:
             changes["output_dir"] = OUTPUT / scenes_name(args.data_path)
     changes |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
     if args.arch:
-        changes |= {"arch": args.arch, "model": args.arch}
+        changes |= {"arch": args.arch, "model": args.arch, "weights": args.weights}
     if args.model_kwargs:
         changes["model_kwargs"] = shlex.join(args.model_kwargs)
-    if args.finetuning_options:
-        check_finetuning_options(args.finetuning_options, protocol.trainer)
-        changes["finetuning"] = f"{protocol.finetuning} {args.finetuning_options}"
-    return replace(protocol, **changes)
+    for name, given in (("finetuning", args.finetuning_options), ("few_labels", args.few_labels_options)):
+        if given:
+            check_options(f"--{name}_options", given, protocol.trainer)
+            changes[name] = f"{getattr(protocol, name)} {given}"
+    protocol = replace(protocol, **changes)
+    if args.arch and not args.weights and any(map(protocol.is_run, protocol.readouts)):
+        raise InputError(
+            f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone: main.py downloads none; or ask "
+            "for --readouts linear knn alone"
+        )
+    return protocol
 
 
-def check_finetuning_options(options: str, trainer: str) -> None:
+def check_options(name: str, options: str, trainer: str) -> None:
     """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take."""
     try:
         words = shlex.split(options)
     except ValueError as error:
-        raise InputError(f"--finetuning_options {options!r} cannot be split into words: {error}") from None
+        raise InputError(f"{name} {options!r} cannot be split into words: {error}") from None
     parse_options = {"deit": parse_finetuning_options, "segmenter": parse_segmentation_options}[trainer]
-    parse_options(words)
+    parse_options(["--resume", "the backbone", *words])
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
@@ -132,14 +155,15 @@ def visible_gpus() -> list[str]:
 def write_table(protocol: Protocol, results: list[Result]) -> None:
     """Print the table, and write it as text, as numbers and as a picture."""
     output_dir = make_output_dir(protocol.output_dir)
-    table = markdown(protocol.pool, results, len(protocol.seeds), protocol.finetuning, protocol.score)
+    table = markdown(protocol, results)
     print(f"\n{table}")
     with atomic_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)
-    records = [asdict(result) for result in results]
-    table_json = [{**record.pop("cell"), protocol.metric: record.pop("score"), **record} for record in records]
+    names = {"budget": protocol.unit, "score": protocol.metric}
+    records = [{**asdict(result.cell), **asdict(result)} for result in results]
+    table_json = [{names.get(key, key): value for key, value in record.items() if key != "cell"} for record in records]
     write_json(output_dir / "table.json", table_json, indent=1)
-    plot_accuracies(protocol.pool, columns_of(results), output_dir / "accuracy.png", protocol.score)
+    plot_accuracies(protocol, columns_of(results), output_dir / "accuracy.png")
     print(f"wrote table.md, table.json and accuracy.png to {output_dir}")
 
 

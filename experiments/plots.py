@@ -8,51 +8,53 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from common.feature_file import read_features
-from common.files import atomic_file
 from common.pool_paths import read_image_paths
+from common.run_folder import save_figure
 from common.subset_file import read_subset_ids
-from experiments.protocols import METHODS, READOUTS
-from experiments.table import Column, mean_and_std
+from experiments.protocols import METHODS, READOUTS, Protocol
+from experiments.significance import Column, mean_and_std
 
 NUDGE = 0.012  # between the error bars of two methods at one budget, as a share of it
+MARKERS = "os^vD<>PXdp"
 IMAGES_PER_ROW = 14
 
 
-def plot_accuracies(
-    dataset: str, tables: dict[str, dict[float, Column]], picture: Path, score: str = "top-1 accuracy"
-) -> Path:
+def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], picture: Path) -> Path:
     """One panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
+    rows = 1 if len(tables) < 4 else 2
     figure, axes = plt.subplots(
-        1, len(tables), figsize=(5 * len(tables), 4.5), layout="constrained", squeeze=False, sharey=True
-    )
-    for axis, (readout, columns) in zip(axes[0], tables.items(), strict=True):
+        rows, -(-len(tables) // rows), figsize=(5 * -(-len(tables) // rows) + 1.2, 4.5 * rows), layout="constrained",
+        squeeze=False, sharey=True,
+    )  # fmt: skip
+    lines = {}
+    for axis, (readout, columns) in zip(axes.flat, tables.items(), strict=False):
         for position, (method, label) in enumerate(METHODS.items()):
-            points = [
-                (percent, *mean_and_std(column[method])) for percent, column in columns.items() if method in column
-            ]
+            points = [(budget, *mean_and_std(column[method])) for budget, column in columns.items() if method in column]
             if not points:
                 continue
-            percents, means, stds = zip(*points, strict=True)
-            nudged = [percent * (1 + NUDGE * (position - len(METHODS) / 2)) for percent in percents]
+            budgets, means, stds = zip(*points, strict=True)
+            nudged = [budget * (1 + NUDGE * (position - len(METHODS) / 2)) for budget in budgets]
             style = {"color": f"C{position}", "linewidth": 1.2, "zorder": 2}
             if method == "activeft":
                 style = {"color": "black", "linewidth": 2.4, "zorder": 3}
-            bars = [std or 0 for std in stds]
-            axis.errorbar(
-                nudged, means, bars, label=label, elinewidth=0.8, marker="o", markersize=4, capsize=2, **style
-            )
-        axis.set(xscale="log", xlabel="labelled images in % of the pool", title=READOUTS[readout])
-        axis.set_xticks(list(columns), [f"{percent:g}" for percent in columns])
+            style |= {"marker": MARKERS[position], "markersize": 5, "capsize": 2, "elinewidth": 0.8}
+            lines[label] = axis.errorbar(nudged, means, [std or 0 for std in stds], **style)
+        counted = "labelled images" if protocol.numbers else "labelled images in % of the pool"
+        axis.set(xscale="log", xlabel=counted, title=READOUTS[readout])
+        axis.set_xticks(list(columns), [f"{budget:,}" if protocol.numbers else f"{budget:g}" for budget in columns])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(f"{score} on {dataset} in %")
-    axes[0, 0].legend(fontsize="small")
-    return save_figure(figure, picture)
+    for axis in axes.flat[len(tables) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{protocol.score} on {protocol.pool} in %")
+    figure.legend([*lines.values()], [*lines], loc="outside right center")
+    save_figure(figure, picture)
+    return picture
 
 
 def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path) -> Path:
@@ -81,7 +83,8 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
         bottom.imshow(contact_sheet([paths[index] for index in by_class]))
         for axis in (top, bottom):
             axis.set_axis_off()
-    return save_figure(figure, picture)
+    save_figure(figure, picture)
+    return picture
 
 
 def contact_sheet(paths: list[Path]) -> np.ndarray:
@@ -94,10 +97,3 @@ def contact_sheet(paths: list[Path]) -> np.ndarray:
         row, column = divmod(position, IMAGES_PER_ROW)
         sheet.paste(Image.open(path).convert("RGB").resize(first.size), (column * width, row * height))
     return np.asarray(sheet)
-
-
-def save_figure(figure: Figure, picture: Path) -> Path:
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
-    return picture

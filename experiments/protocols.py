@@ -6,12 +6,13 @@ published two with 256, so that each GPU can run a finetuning of its own.
 digits: the embedded pool and its small ViT, 50 epochs at lr 0.3 for every method and budget. Settled on random subsets
 of 14, 28 and 143 images: 100 epochs at lr 0.1 take twice the time and gain 1 to 3 points at the smallest budgets.
 
-Folder: any image folder with train/<class>/* and val/<class>/*, finetuned by the published recipe.
+Folder: any image folder with train/<class>/* and val/<class>/* or test/<class>/*.
 
 ADE20K: segmentation, with Segmenter's recipe; also any other folder in its layout. Its linear readout is a run too.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.files import ADE20K, scenes_name
@@ -26,14 +27,18 @@ METHODS = {
     "herding": "Herding",
     "typiclust": "TypiClust",
     "probcover": "ProbCover",
+    "maxherding": "MaxHerding",
+    "bilaf": "BiLAF",
+    "usl": "USL",
     "activeft": "ActiveFT",
 }
 READOUTS = {
     "finetuned": "finetuned",
+    "few-labels": "finetuned by the recipe for few labels",
     "linear": "linear readout of the frozen features",
     "knn": "kNN readout of the frozen features",
 }
-PUBLISHED_METHODS = ("random", "fds", "kmeans", "coreset", "activeft")
+PAPER_METHODS = ("random", "fds", "kmeans", "coreset", "activeft")
 PUBLISHED_FINETUNING = "--total-batch-size 512 --clip-grad 2.0 --eval_interval 50 --save-interval 50"
 DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
 
@@ -44,16 +49,19 @@ class Protocol:
 
     dataset, data_set: its name in extract_feature.py and in main.py. arch, model, model_kwargs: the network, likewise.
     weights: its file; DINO's are downloaded when there is none. device: an option of both scripts. finetuning: options
-    of main.py. activeft: the selection script. percents: the budgets. pool_script: writes the pool, where it is not
-    given. val_split: what scores are measured on. on_gpus: each command has a GPU, where there are any. trainer: the
-    folder of the main.py that finetunes. metric: its score, and `score` that in words.
+    of main.py for the published recipe. few_labels: options beside --recipe few-labels. activeft: the selection script.
+    selection: options of other methods where results are published, as their authors chose them. percents: the budgets.
+    numbers: budgets in images, instead. pool_script: writes the pool, where it is not given. val_split: what scores are
+    measured on. on_gpus: each command has a GPU, where there are any. trainer: the folder of the main.py that
+    finetunes. metric: its score, and `score` that in words.
     """
 
     dataset: str
     data_set: str
     output_dir: Path
     percents: tuple[float, ...]
-    methods: tuple[str, ...] = PUBLISHED_METHODS
+    numbers: tuple[int, ...] = ()
+    methods: tuple[str, ...] = PAPER_METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
     readouts: tuple[str, ...] = tuple(READOUTS)
     arch: str = "vit_small"
@@ -61,7 +69,9 @@ class Protocol:
     model_kwargs: str = ""
     weights: Path | None = None
     finetuning: str = PUBLISHED_FINETUNING
+    few_labels: str = "--eval_interval 50 --save-interval 50"
     activeft: str = "ActiveFT_CIFAR.py"
+    selection: Mapping[str, str] = field(default_factory=dict)
     data_path: Path = ROOT / "data_selection" / "data"
     pool_script: str = ""
     val_split: str = "val"
@@ -77,6 +87,37 @@ class Protocol:
         if self.dataset == "ADE20K":
             return scenes_name(self.data_path)
         return self.data_path.resolve().name if self.dataset == "Folder" else self.dataset
+
+    @property
+    def published_as(self) -> str:
+        """The data set whose published numbers stand beside these, or "": not for a folder that is called like one."""
+        return "" if self.dataset == "Folder" or self.numbers else self.pool
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return self.numbers or self.percents
+
+    @property
+    def unit(self) -> str:
+        """What budgets are, by the name of the selection scripts' option."""
+        return "number" if self.numbers else "percent"
+
+    def budget_option(self, budget: float) -> str:
+        return f"--number {budget}" if self.numbers else f"--percent {budget:g}"
+
+    def budget_folder(self, budget: float) -> str:
+        return f"{budget}_images" if self.numbers else f"{budget:g}_percent"
+
+    def budget_in_words(self, budget: float) -> str:
+        return f"{budget:,} images" if self.numbers else f"{budget:g}%"
+
+    def selection_options(self, method: str, budget: float) -> str:
+        published = published_accuracy(self.published_as, "finetuned", method, budget)
+        return self.selection.get(method, "") if published else ""
+
+    def is_run(self, readout: str) -> bool:
+        """Whether a readout is a run of main.py, and not fitted to the feature files."""
+        return readout in ("finetuned", "few-labels") or self.trainer == "segmenter"
 
     def feature_file(self, split: str) -> str:
         return f"{self.pool}_{split}.npy"
@@ -96,19 +137,27 @@ PROTOCOLS = {
         weights=ROOT / "experiments" / "digits_vit.pth",
         finetuning="--epochs 50 --eval_interval 50 --save-interval 50 --lr 0.3 --total-batch-size 32 --clip-grad 2.0 "
         "--num_workers 0",
+        few_labels="--eval_interval 50 --save-interval 50 --num_workers 0 --hflip 0",
         data_path=OUTPUT / "pool" / "digits",
         pool_script="experiments/digits_pool.py",
         device="--device cpu",
         on_gpus=False,
     ),
-    "CIFAR10": Protocol("CIFAR10", "CIFAR10SUBSET", OUTPUT / "CIFAR10", (0.5, 1, 2), val_split="test"),
+    "CIFAR10": Protocol(
+        dataset="CIFAR10",
+        data_set="CIFAR10SUBSET",
+        output_dir=OUTPUT / "CIFAR10",
+        percents=(0.5, 1, 2),
+        selection={"bilaf": "--core_number 50"},
+        val_split="test",
+    ),
     "CIFAR100": Protocol("CIFAR100", "CIFAR100SUBSET", OUTPUT / "CIFAR100", (1, 2, 5, 10), val_split="test"),
     "ImageNet": Protocol(
         dataset="ImageNet",
         data_set="IMNETSUBSET",
         output_dir=OUTPUT / "ImageNet",
         percents=(1, 5),
-        readouts=("finetuned", "knn"),  # logistic regression with 1,000 classes takes hours
+        readouts=("finetuned", "few-labels", "knn"),  # logistic regression with 1,000 classes takes hours
         activeft="ActiveFT_ImageNet.py",
     ),
     "Folder": Protocol("Folder", "IMNETSUBSET", OUTPUT / "Folder", (1, 2, 5, 10)),
@@ -147,10 +196,17 @@ PUBLISHED_ROWS = {
     "ALFA-Mix": "- 83.4±0.3 89.6±0.2 - 35.3±0.8 50.4±0.9 69.9±0.6 - 64.5±0.2 - - -",
     "activeft": "85.0±0.4 88.2±0.4 90.1±0.2 26.1±2.6 40.7±0.9 54.6±2.3 71.0±0.5 50.1±0.3 65.3±0.1 "
     "15.37±0.11 21.60±0.40 25.03±0.87",
-    "BiLAF": "- - - - - - - - - 16.54 22.03 25.71",
+    "bilaf": "81.0±1.2 89.2±0.6 92.5±0.4 31.8±1.6 43.5±0.8 62.8±1.2 73.7±0.5 50.8±0.4 66.2±0.2 16.54 22.03 25.71",
 }
-# The only published readouts of the frozen features, of ActiveFT's subset; without a spread.
-PUBLISHED_READOUTS = {("CIFAR10", "linear", "activeft", 0.5): 87.8, ("CIFAR10", "knn", "activeft", 0.5): 86.8}
+# Published readouts of the frozen features, on CIFAR10 at 0.5, 1, 2 and 5%, by BiLAF; without a spread.
+PUBLISHED_READOUTS = {
+    ("linear", "random"): (85.1, 87.6, 90.1, 92.5),
+    ("linear", "activeft"): (87.8, 88.7, 90.6, 92.8),
+    ("linear", "bilaf"): (86.5, 89.1, 91.0, 93.0),
+    ("knn", "random"): (82.1, 86.7, 88.2, 90.8),
+    ("knn", "activeft"): (86.8, 87.2, 88.5, 91.7),
+    ("knn", "bilaf"): (85.7, 87.4, 88.7, 91.8),
+}
 # What users measured with the published code, one run each, on two GPUs where nothing else is said.
 REPORTED = {
     "CIFAR10": "ActiveFT 79.4 at 0.5% and 86.5 at 1%, Random 88.6 at 2%; on one GPU ActiveFT 59.2 at 0.5% and 78 at 2%",
@@ -161,7 +217,8 @@ REPORTED = {
 def published_accuracy(dataset: str, readout: str, method: str, percent: float) -> tuple[float, float | None] | None:
     """Mean and standard deviation (None where it is not known), or None where nothing is published."""
     if readout != "finetuned":
-        mean = PUBLISHED_READOUTS.get((dataset, readout, method, percent))
+        means = PUBLISHED_READOUTS.get((readout, method), ()) if dataset == "CIFAR10" else ()
+        mean = dict(zip((0.5, 1, 2, 5), means, strict=False)).get(percent)
         return None if mean is None else (mean, None)
     cells = dict(zip(PUBLISHED_COLUMNS, PUBLISHED_ROWS.get(method, "").split(), strict=False))
     cell = cells.get((dataset, percent), "-")

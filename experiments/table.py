@@ -1,175 +1,186 @@
-"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it.
+"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it."""
 
-The seeds are the samples: mean, spread, and which methods differ significantly.
-"""
-
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-
-from scipy.stats import ttest_ind_from_stats
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from experiments.cells import Result
-from experiments.protocols import METHODS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, READOUTS, REPORTED, published_accuracy
+from experiments.protocols import (
+    METHODS,
+    PUBLISHED_COLUMNS,
+    PUBLISHED_ROWS,
+    READOUTS,
+    REPORTED,
+    Protocol,
+    published_accuracy,
+)
+from experiments.significance import (
+    LEVEL,
+    Column,
+    Marks,
+    against,
+    best_of,
+    directions,
+    marks,
+    mean_and_std,
+    mean_ranks,
+)
 
-LEVEL = 0.05
 ROW_ORDER = [
     *(name for name in METHODS if name != "activeft"),
     *(name for name in PUBLISHED_ROWS if name not in METHODS),
     "activeft",
 ]
-
-Column = dict[str, list[float]]  # {method: its scores, one per seed}
-
-
-@dataclass(frozen=True)
-class Marks:
-    """best: the highest mean of its column, or not significantly below it. against_random: ▲ above, ▼ below, or ''."""
-
-    best: bool = False
-    against_random: str = ""
-
-
-def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """The sample standard deviation is None of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's t-test (unequal variances); None when one of the samples has a single value.
-
-    Where neither has any spread, as with a choice and a readout that take no seed, the test is undefined: p is 1 when
-    they are equal, else 0.
-    """
-    if min(len(first), len(second)) < 2:
-        return None
-    (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
-    if std1 == std2 == 0:
-        return float(mean1 == mean2)
-    return float(ttest_ind_from_stats(mean1, std1, len(first), mean2, std2, len(second), equal_var=False).pvalue)
-
-
-def best_of(column: Mapping[str, Sequence[float]]) -> str:
-    """The method with the highest mean."""
-    return max(column, key=lambda method: statistics.fmean(column[method]))
-
-
-def marks(column: Mapping[str, Sequence[float]]) -> dict[str, Marks]:
-    """What to mark in one column: {method: its accuracies}. Without a test only the highest mean is marked."""
-    best = column[best_of(column)]
-    return {
-        method: Marks(
-            best=statistics.fmean(values) == statistics.fmean(best) or (welch(values, best) or 0) >= LEVEL,
-            against_random=direction(values, column["random"]) if "random" in column else "",
-        )
-        for method, values in column.items()
-    }
-
-
-def direction(values: Sequence[float], others: Sequence[float]) -> str:
-    """▲ when the values are significantly above the others, ▼ below, '' when neither can be said."""
-    p = welch(values, others)
-    if p is None or p >= LEVEL:
-        return ""
-    return "▲" if statistics.fmean(values) > statistics.fmean(others) else "▼"
+COMPARED = ("few-labels", "linear")  # the readouts that are subtracted from each other
 
 
 def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
-    """{readout: {percent: column}}, the percents ascending."""
+    """{readout: {budget: column}}, the budgets ascending."""
     columns: dict[str, dict[float, Column]] = {}
-    for result in sorted(results, key=lambda result: (result.cell.percent, result.cell.seed)):
+    for result in sorted(results, key=lambda result: (result.cell.budget, result.cell.seed)):
         cell = result.cell
-        column = columns.setdefault(cell.readout, {}).setdefault(cell.percent, {})
+        column = columns.setdefault(cell.readout, {}).setdefault(cell.budget, {})
         column.setdefault(cell.method, []).append(result.score)
     return columns
 
 
-def markdown(
-    dataset: str, results: Sequence[Result], seeds: int, finetuning: str, score: str = "top-1 accuracy"
-) -> str:
-    """The whole table.
+def differences_of(results: Iterable[Result], first: str, second: str) -> dict[float, Column]:
+    """{budget: {method: how much higher the first readout is than the second, of the same labels, one per seed}}."""
+    results = list(results)
+    scores = {result.cell: result.score for result in results}
+    both = [
+        replace(result, score=result.score - scores[other])
+        for result in results
+        if result.cell.readout == first and (other := replace(result.cell, readout=second)) in scores
+    ]
+    return columns_of(both).get(first, {})
 
-    seeds: how many there are to be of each cell; those that rest on fewer say so. finetuning: the options of it.
-    score: what the numbers are.
-    """
-    images = {result.cell.percent: result.images for result in results}
+
+def markdown(protocol: Protocol, results: Sequence[Result]) -> str:
+    """The whole table, of a part of the protocol's cells or of all."""
+    images = {result.cell.budget: result.images for result in results}
+    titles = {
+        budget: protocol.budget_in_words(budget) + ("" if protocol.numbers else f" ({count:,} images)")
+        for budget, count in images.items()
+    }
     tables = columns_of(results)
-    blocks = [f"# {dataset}: {score} in %"]
-    for readout, columns in tables.items():
-        titles = [f"{percent:g}% ({images[percent]:,} images)" for percent in columns]
-        rows = [["", *titles], ["---"] * (len(titles) + 1)]
-        for method in ROW_ORDER:
-            cells = [cell_text(dataset, readout, method, percent, column, seeds) for percent, column in columns.items()]
-            if any(cells):
-                rows.append([METHODS.get(method, method), *cells])
-        blocks.append(f"**{READOUTS[readout]}**")
-        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return "\n\n".join([*blocks, legend(dataset, seeds, finetuning, score), *standing(tables)]) + "\n"
+    blocks = [f"# {protocol.pool}: {protocol.score} in %"]
+    for readout, table in tables.items():
+        marked = marks(table)
+
+        def text(method: str, budget: float, readout=readout, table=table, marked=marked) -> str:
+            return cell_text(protocol, readout, method, budget, table[budget], marked[budget].get(method, Marks()))
+
+        blocks += [f"**{READOUTS[readout]}**", grid(table, titles, text), *ranking(table)]
+    if differences := differences_of(results, *COMPARED):
+        signs = directions(differences)
+
+        def text(method: str, budget: float) -> str:
+            values = differences[budget].get(method)
+            return measured(protocol, values, signs[budget, method], "+") if values else ""
+
+        title = " minus ".join(READOUTS[readout] for readout in COMPARED)
+        blocks += [f"**{title}**, of the same labels", grid(differences, titles, text)]
+    return "\n\n".join([*blocks, legend(protocol, [*tables], bool(differences)), *standing(protocol, tables)]) + "\n"
 
 
-def cell_text(dataset: str, readout: str, method: str, percent: float, column: Column, seeds: int) -> str:
+def grid(columns: Iterable[float], titles: Mapping[float, str], text: Callable[[str, float], str]) -> str:
+    """A row per method that has something to show in a column."""
+    columns = list(columns)
+    rows = [["", *(titles[budget] for budget in columns)], ["---"] * (len(columns) + 1)]
+    for method in ROW_ORDER:
+        cells = [text(method, budget) for budget in columns]
+        if any(cells):
+            rows.append([METHODS.get(method, method), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell_text(protocol: Protocol, readout: str, method: str, budget: float, column: Column, marked: Marks) -> str:
     """`**84.6 ± 0.5** ▲ (85.0 ± 0.4)`: measured, its marks, published."""
     parts = []
     if method in column:
-        marked = marks(column)[method]
-        measured = spread(*mean_and_std(column[method]))
-        parts.append(f"**{measured}**" if marked.best else measured)
-        parts.append(marked.against_random)
-        done = len(column[method])
-        parts.append(f"[{done} of {seeds} seeds]" if done < seeds else "")
-    if published := published_accuracy(dataset, readout, method, percent):
+        parts.append(measured(protocol, column[method], marked.against_random, bold=marked.best))
+    if published := published_accuracy(protocol.published_as, readout, method, budget):
         parts.append(f"({spread(*published)})")
+    return " ".join(parts)
+
+
+def measured(protocol: Protocol, values: Sequence[float], sign: str, plus: str = "", bold: bool = False) -> str:
+    """Mean and spread, marked, and on how many seeds they rest where that is not all of them."""
+    text, done, seeds = spread(*mean_and_std(values), plus), len(values), len(protocol.seeds)
+    parts = [f"**{text}**" if bold else text, sign, f"[{done} of {seeds} seeds]" if done < seeds else ""]
     return " ".join(part for part in parts if part)
 
 
-def spread(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+def spread(mean: float, std: float | None, plus: str = "") -> str:
+    return f"{mean:{plus}.1f}" if std is None else f"{mean:{plus}.1f} ± {std:.1f}"
 
 
-def legend(dataset: str, seeds: int, finetuning: str, score: str) -> str:
+def ranking(table: Mapping[float, Column]) -> list[str]:
+    """The methods by their mean rank, where there are several budgets and methods."""
+    ranks = mean_ranks(table)
+    if len(table) < 2 or len(ranks) < 2:
+        return []
+    ordered = sorted(ranks, key=lambda method: (ranks[method] is None, ranks[method] or 0, ROW_ORDER.index(method)))
+    listed = (f"{METHODS[name]} {'-' if ranks[name] is None else format(ranks[name], '.1f')}" for name in ordered)
+    return [f"Mean rank over the {len(table)} budgets: {', '.join(listed)}."]
+
+
+def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
     """What the numbers and marks mean, as a list."""
+    seeds, score = len(protocol.seeds), protocol.score
+    recipes = {"finetuned": protocol.finetuning, "few-labels": f"--recipe few-labels {protocol.few_labels}"}
+    used = [f"{READOUTS[readout]}: `{recipes[readout]}`" for readout in readouts if readout in recipes]
     lines = [
         f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of selection and training alike.",
-        f"{score[0].upper()}{score[1:]} on the whole test or validation split. "
-        f"Finetuned with `{finetuning}`; the end of a run counts.",
+        f"{score[0].upper()}{score[1:]} on the whole test or validation split; the end of a run counts.",
+        *([f"Options of the runs. {'; '.join(used)}."] if used else []),
         "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
         "▲, ▼: significantly above, below Random.",
-        f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, not corrected for the number of "
-        "comparisons. A method without a seed selects the same images every time: its frozen readouts have no spread.",
+        f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, corrected by Holm's method. In the "
+        "table of each readout, all comparisons with Random, at all budgets together, are one family, and all "
+        "comparisons with the highest means of the columns another; p-values below are corrected. A method without a "
+        "seed selects the same images every time: its frozen readouts have no spread.",
     ]
-    if any(dataset == of for of, _ in PUBLISHED_COLUMNS):
+    if compared:
+        lines.append(
+            "Differences between readouts: mean ± sample standard deviation of the differences seed by seed; "
+            f"▲, ▼: p < {LEVEL} in the paired t-test, with all cells of that table as one family for Holm's method."
+        )
+    if any(protocol.published_as == of for of, _ in PUBLISHED_COLUMNS):
         lines.append("In round brackets: published, mean ± standard deviation of 3 runs.")
-    if dataset in REPORTED:
-        lines.append(f"Users of the published code reported {REPORTED[dataset]}.")
+    if protocol.published_as in REPORTED:
+        lines.append(f"Users of the published code reported {REPORTED[protocol.published_as]}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def standing(tables: dict[str, dict[float, Column]]) -> list[str]:
+def standing(protocol: Protocol, tables: Mapping[str, Mapping[float, Column]]) -> list[str]:
     """In plain sentences, where another method is ahead of ActiveFT, and where it is no better than chance."""
-    columns = {
-        f"{readout}, {percent:g}%": column
-        for readout, by_percent in tables.items()
-        for percent, column in by_percent.items()
-        if "activeft" in column and len(column) > 1
-    }
-    if not columns:
+    behind, not_above, total = [], [], 0
+    for readout, table in tables.items():
+        p_best, marked = against(table, best_of), marks(table)
+        for budget, column in table.items():
+            if "activeft" not in column or len(column) < 2:
+                continue
+            total += 1
+            title = f"{readout}, {protocol.budget_in_words(budget)}"
+            if line := shortfall(column, p_best.get((budget, "activeft"))):
+                behind.append(f"- {title}: {line}")
+            if "random" in column and marked[budget]["activeft"].against_random != "▲":
+                not_above.append(title)
+    if not total:
         return []
-    behind = [line for title, column in columns.items() if (line := shortfall(title, column))]
-    ahead = f"In {len(columns) - len(behind)} of {len(columns)} columns no method has a higher mean than ActiveFT."
+    ahead = f"In {total - len(behind)} of {total} columns no method has a higher mean than ActiveFT."
     paragraphs = ["\n".join([f"{ahead} In the others:\n", *behind]) if behind else ahead]
-    against_random = {title: marks(column)["activeft"].against_random for title, column in columns.items()}
-    not_above = [title for title, column in columns.items() if "random" in column and against_random[title] != "▲"]
     if not_above:
         paragraphs.append(f"ActiveFT is not significantly above Random in: {'; '.join(not_above)}.")
     return paragraphs
 
 
-def shortfall(title: str, column: Column) -> str | None:
-    """One line on a column in which another method has a higher mean than ActiveFT."""
+def shortfall(column: Column, p: float | None) -> str | None:
+    """One line on a column in which another method has a higher mean than ActiveFT; p is that of the difference."""
     best = best_of(column)
     first, ours = mean_and_std(column[best])[0], mean_and_std(column["activeft"])[0]
     if first <= ours:
         return None
-    p = welch(column[best], column["activeft"])
     verdict = "untested" if p is None else f"{'significant' if p < LEVEL else 'not significant'}, p = {p:.2g}"
-    return f"- {title}: {METHODS[best]} {first:.1f}, ActiveFT {ours:.1f} ({verdict})"
+    return f"{METHODS[best]} {first:.1f}, ActiveFT {ours:.1f} ({verdict})"

@@ -22,11 +22,11 @@ from common.batch_stream import BatchStream, seed_everything
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import locked, write_json
-from common.processes import Interruption, Processes, amp_dtype_of, launched
+from common.processes import Interruption, Processes, amp_dtype_of, in_parallel, launched
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, stop
-from common.weight_update import in_parallel, update_weights
-from segmenter.evaluation import SlidingWindow, evaluate
+from common.run_folder import RunFolder, newest_checkpoint, plot_curves, stop
+from common.training import update_weights
+from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 from segmenter.recipe_options import parse_args
 from segmenter.run_parts import (
     build_eval_loader,
@@ -113,20 +113,12 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             if stopping and not finished:
                 stop(folder, state, args, run, f"after iteration {state.update}", processes)
 
-    per_class = dict(zip(classes, state.last["test"]["iou"], strict=True))
-    summary = {
-        "last": state.last,
-        "best": state.best,
-        "iterations": iterations,
-        "images": len(data.train),
-        "per_class_iou": per_class,
-    }
+    summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(data.train)}
+    summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder:
-        from segmenter.run_plots import plot_predictions, plot_segmentation_curves  # matplotlib takes a second to load
-
-        plot_segmentation_curves(folder.log(), folder.path / "curves.png")
+        plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
         plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
         write_json(folder.path / "summary.json", summary, indent=2)
         processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")

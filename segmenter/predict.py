@@ -24,16 +24,14 @@ from common.command_line import ArgumentParser, number
 from common.command_line import run as run_command
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
-from common.image_datasets import image_folder
-from common.images import open_rgb
+from common.images import image_folder, open_rgb
 from common.processes import amp_dtype_of, pick_device
 from common.progress import progress_bar
 from common.run_folder import read_trained
 from common.scenes import MaskLabels
-from segmenter.evaluation import SlidingWindow
+from segmenter.evaluation import SlidingWindow, overlay, palette, save_mask
 from segmenter.models import PixelClassifier
 from segmenter.run_parts import build_model, load_trained
-from segmenter.run_plots import overlay, palette, save_mask
 from segmenter.scene_transforms import eval_transform
 
 
@@ -74,24 +72,19 @@ def main(argv: list[str] | None = None) -> Path:
     folders = [make_output_dir(Path(args.output) / name) for name in ("labels", "overlays")]
     model.to(device)
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
-    resize, colours = eval_transform(recipe), palette(len(labels.classes))
+    resize, colours, first = eval_transform(recipe), palette(len(labels.classes)), int(labels.reduce_zero_label)
     for index in progress_bar(range(len(images)), desc="labelling", unit="img"):
         image = np.array(images[index][0])  # (h, w, 3)
         pixels = resize(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
         classes = window.predict(model, pixels.to(device), image.shape[:2]).cpu().numpy()
         to_labels, to_overlays = (folder / f"{stems[index]}.png" for folder in folders)
-        save_mask(labels.values(classes), colours, int(labels.reduce_zero_label), to_labels)
+        save_mask(labels.values(classes), colours, first, to_labels)
         with atomic_file(to_overlays) as temporary:
             Image.fromarray(overlay(image, classes, colours)).save(temporary, format="PNG")
-    write_json(Path(args.output) / "classes.json", label_names(labels), indent=1)
+    names = dict(enumerate(labels.classes, start=first))  # what the labels in the files mean
+    write_json(Path(args.output) / "classes.json", names, indent=1)
     print(f"wrote {len(images)} label images and overlays, and classes.json, to {args.output}")
     return Path(args.output)
-
-
-def label_names(labels: MaskLabels) -> dict[int, str]:
-    """What the labels in the files mean."""
-    first = int(labels.reduce_zero_label)
-    return dict(enumerate(labels.classes, start=first))
 
 
 if __name__ == "__main__":

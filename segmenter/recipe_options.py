@@ -4,13 +4,7 @@ import argparse
 
 from timm.optim import list_optimizers
 
-from common.command_line import (
-    ArgumentParser,
-    add_mask_options,
-    add_model_kwargs_option,
-    add_run_options,
-    number,
-)
+from common.command_line import ArgumentParser, add_mask_options, add_model_kwargs_option, add_run_options, number
 from common.errors import InputError
 from common.files import make_output_dir
 

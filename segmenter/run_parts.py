@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from common.batch_stream import BatchStream, DrawnImages, EpochPlan
-from common.checkpoints import fetch_checkpoint, load_pretrained, network_weights
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
 from common.scenes import IGNORED
-from common.training_state import TrainingState, is_own_checkpoint, weights_checksum
-from common.weight_update import Recipe
+from common.training import Recipe, TrainingState
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 from segmenter.recipe_options import NO_INFLUENCE, PASSES
 from segmenter.scene_transforms import train_transform

@@ -10,11 +10,11 @@ import timm
 import torch
 from conftest import TINY_VIT
 
-from common import hub
+from common import networks
 from common.checkpoints import load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import create_network, preprocessing
-from data_selection.extraction.backbones import Backbone, build_backbone, feature_kind, image_features
+from data_selection.backbones import Backbone, build_backbone, feature_kind, image_features
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -213,7 +213,7 @@ def no_network(monkeypatch, tmp_path) -> Path:
     def refuse(*_, **__):
         raise URLError("no network")
 
-    monkeypatch.setattr(hub, "urlopen", refuse)
+    monkeypatch.setattr(networks, "urlopen", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     return tmp_path
@@ -254,6 +254,7 @@ def test_without_a_network_a_model_of_the_hub_is_one_line(no_network):
             "timm has no weights for vit_small_patch16_18x2_224: give --pretrained",
         ),
         ({"arch": "xcit_small_12_p16", "n_last_blocks": 2}, "need a ViT with a class token"),
+        ({"arch": "hf-hub:someone/their/vit"}, "'someone/their/vit' is no name of a model on the Hugging Face hub"),
     ],
 )
 def test_an_unusable_backbone_is_one_line_before_the_work(options, message, no_network):

@@ -3,83 +3,51 @@
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_VIT_OPTIONS
-from scipy.stats import ttest_ind
 
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
 from experiments.cells import Cell, Comparison, Result, labelled_features
 from experiments.jobs import Job, is_finished, note, prepare, run_jobs
-from experiments.paper_table import main, parse_args
+from experiments.paper_table import main, parse_args, slots_for
 from experiments.plots import plot_accuracies
-from experiments.protocols import PUBLISHED_COLUMNS, PUBLISHED_ROWS, published_accuracy
-from experiments.table import Marks, columns_of, markdown, marks, mean_and_std, welch
+from experiments.protocols import PROTOCOLS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, published_accuracy
+from experiments.table import columns_of, differences_of, markdown
 
 HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]
 
 
-def table_of(columns: dict[float, dict[str, list[float]]], dataset: str = "digits", seeds: int = 3) -> str:
-    results = [
-        Result(Cell("finetuned", method, percent, seed), acc1, images=10, seconds=1.0, commands=("python x.py",))
+def results_of(columns: dict[float, dict[str, list[float]]], readout: str = "finetuned") -> list[Result]:
+    return [
+        Result(Cell(readout, method, percent, seed), acc1, images=10, seconds=1.0, commands=("python x.py",))
         for percent, column in columns.items()
         for method, accuracies in column.items()
         for seed, acc1 in enumerate(accuracies)
     ]
-    return markdown(dataset, results, seeds, "--epochs 1")
+
+
+def table_of(columns: dict[float, dict[str, list[float]]], dataset: str = "digits", seeds: int = 3, **changes) -> str:
+    return markdown_of(results_of(columns), dataset, seeds, **changes)
+
+
+def markdown_of(results: list[Result], dataset: str, seeds: int = 3, **changes) -> str:
+    protocol = replace(PROTOCOLS[dataset], seeds=tuple(range(seeds)), finetuning="--epochs 1", **changes)
+    return markdown(protocol, results)
 
 
 def row_of(table: str, method: str) -> list[str]:
     line = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
     return [cell.strip() for cell in line.strip("|").split("|")[1:]]
-
-
-# Marks
-
-
-def test_the_best_and_what_is_not_significantly_below_it_are_marked():
-    marked = marks({"random": LOW, "fds": [89.0, 91.5, 90.5], "activeft": HIGH})
-    assert {method: mark.best for method, mark in marked.items()} == {"random": False, "fds": True, "activeft": True}
-
-
-def test_significantly_above_and_below_random_are_told_apart():
-    marked = marks({"random": [80.0, 81.0, 82.0], "fds": LOW, "kmeans": WIDE, "activeft": HIGH})
-    assert [marked[method].against_random for method in ("random", "fds", "kmeans", "activeft")] == ["", "▼", "", "▲"]
-
-
-def test_the_test_is_welchs():
-    # t = 20 / sqrt(1/3 + 1/3) with 4 degrees of freedom
-    assert welch(HIGH, LOW) == pytest.approx(1.648e-05, rel=0.001)
-    assert welch(HIGH, WIDE) == pytest.approx(ttest_ind(HIGH, WIDE, equal_var=False).pvalue)
-
-
-def test_what_chance_gives_in_one_of_ten_is_not_marked():
-    first, second = [80.0, 81.0, 82.0], [78.2, 79.2, 80.2]  # p = 0.09
-    assert marks({"random": second, "activeft": first}) == {"random": Marks(best=True), "activeft": Marks(best=True)}
-
-
-def test_a_single_seed_is_not_tested():
-    assert welch([90.0], LOW) is None
-    marked = marks({"random": [70.0], "fds": [90.0], "activeft": [80.0]})
-    assert marked == {"random": Marks(), "fds": Marks(best=True), "activeft": Marks()}
-
-
-def test_without_any_spread_only_equal_accuracies_are_equal():
-    assert welch([80.0, 80.0], [80.0, 80.0]) == 1
-    assert welch([80.0, 80.0], [80.1, 80.1]) == 0
-    assert 0 < welch([80.0, 80.0, 80.0], HIGH) < 0.05
-
-
-def test_the_spread_is_the_sample_standard_deviation():
-    assert mean_and_std([1.0, 2.0, 3.0]) == (2, 1)
-    assert mean_and_std([1.0]) == (1, None)
 
 
 # Table
@@ -105,18 +73,56 @@ def test_a_cell_that_is_not_complete_says_how_many_seeds_it_rests_on():
 def test_the_table_says_where_activeft_is_not_the_best():
     table = table_of({1: {"random": LOW, "kmeans": HIGH, "activeft": LOW}, 2: {"random": LOW, "activeft": HIGH}})
     assert "In 1 of 2 columns no method has a higher mean than ActiveFT. In the others:" in table
-    assert "- finetuned, 1%: K-Means 91.0, ActiveFT 71.0 (significant, p = 1.6e-05)" in table
+    # Three comparisons with the best of their columns, all with p = 1.648e-05.
+    assert "- finetuned, 1%: K-Means 91.0, ActiveFT 71.0 (significant, p = 4.9e-05)" in table
     assert "ActiveFT is not significantly above Random in: finetuned, 1%." in table
 
 
 def test_the_table_says_what_its_marks_rest_on():
     table = table_of({1: {"activeft": HIGH}})
-    assert "Welch's t-test" in table and "not corrected" in table and "3 seeds" in table and "`--epochs 1`" in table
+    assert "Welch's t-test" in table and "3 seeds" in table and "`--epochs 1`" in table
+    assert "corrected by Holm's method" in table and "all comparisons with Random, at all budgets together" in table
+
+
+def test_the_ranking_names_the_best_first_and_those_without_a_rank_last():
+    table = table_of({1: {"random": LOW, "fds": HIGH, "activeft": WIDE}, 2: {"random": LOW, "activeft": HIGH}})
+    assert "Mean rank over the 2 budgets: ActiveFT 1.0, Random 2.0, FDS -." in table
+    assert "Mean rank" not in table_of({1: {"random": LOW, "activeft": HIGH}})
+
+
+def test_recipe_and_linear_readout_of_the_same_labels_are_subtracted_seed_by_seed():
+    few = results_of({1: {"random": [60.0, 70.0, 80.0], "activeft": [90.0]}}, "few-labels")
+    linear = results_of({1: {"random": [59.0, 68.5, 79.2], "activeft": [91.0, 92.0]}}, "linear")
+    assert differences_of([*few, *linear], "few-labels", "linear")[1]["random"] == pytest.approx([1, 1.5, 0.8])
+    block = markdown_of([*linear, *few], "digits").split(" minus ")[1]
+    assert row_of(block, "Random") == ["+1.1 ± 0.4 ▲"]
+    assert row_of(block, "ActiveFT") == ["-1.0 [1 of 3 seeds]"]
+    assert "paired t-test" in block and "`--recipe few-labels " in block
+
+
+def test_readouts_are_not_compared_where_one_of_them_is_missing():
+    assert " minus " not in markdown_of(results_of({1: {"random": LOW}}, "few-labels"), "digits")
+
+
+def test_budgets_in_images_are_told_as_such_and_stand_beside_no_published_percent():
+    table = table_of({1: {"activeft": HIGH, "random": LOW}}, dataset="CIFAR10", numbers=(1,))
+    assert "|  | 1 images |" in table and row_of(table, "ActiveFT") == ["**91.0 ± 1.0** ▲"]
+    assert "published," not in table
+
+
+def test_a_folder_that_is_called_cifar10_is_not_compared_with_what_is_published_of_it():
+    table = table_of({0.5: {"activeft": HIGH}}, dataset="Folder", data_path=Path("/pools/CIFAR10"))
+    assert row_of(table, "ActiveFT") == ["**91.0 ± 1.0**"] and "published" not in table
+
+
+def test_what_is_measured_of_bilaf_stands_beside_what_is_published():
+    table = table_of({1: {"bilaf": HIGH}}, dataset="CIFAR10")
+    assert row_of(table, "BiLAF") == ["**91.0 ± 1.0** (89.2 ± 0.6)"] and table.count("| BiLAF |") == 1
 
 
 def test_the_picture_takes_methods_with_holes_and_single_seeds(tmp_path):
     tables = {"finetuned": {1: {"random": LOW, "activeft": [90.0]}, 2: {"activeft": HIGH}}, "knn": {1: {"random": LOW}}}
-    assert plot_accuracies("digits", tables, tmp_path / "accuracy.png").stat().st_size > 1000
+    assert plot_accuracies(PROTOCOLS["digits"], tables, tmp_path / "accuracy.png").stat().st_size > 1000
 
 
 def test_accuracies_are_grouped_by_readout_and_ascending_budget():
@@ -143,7 +149,13 @@ def test_accuracies_are_grouped_by_readout_and_ascending_budget():
         ("ADE20K", "finetuned", "random", 10, (20.27, 1.68)),
         ("ADE20K", "finetuned", "kmeans", 5, (13.62, None)),
         ("ADE20K", "finetuned", "coreset", 5, None),
-        ("ADE20K", "finetuned", "BiLAF", 15, (25.71, None)),
+        ("ADE20K", "finetuned", "bilaf", 15, (25.71, None)),
+        ("CIFAR10", "finetuned", "bilaf", 0.5, (81.0, 1.2)),
+        ("CIFAR100", "finetuned", "bilaf", 10, (73.7, 0.5)),
+        ("ImageNet", "finetuned", "bilaf", 1, (50.8, 0.4)),
+        ("ImageNet", "finetuned", "bilaf", 5, (66.2, 0.2)),
+        ("CIFAR10", "knn", "bilaf", 2, (88.7, None)),
+        ("CIFAR10", "few-labels", "activeft", 0.5, None),
         ("CIFAR10", "finetuned", "coreset", 0.5, None),
         ("CIFAR10", "linear", "activeft", 0.5, (87.8, None)),
         ("CIFAR10", "finetuned", "herding", 1, None),
@@ -187,11 +199,12 @@ def test_a_dry_run_prints_the_documented_commands_and_runs_nothing(tmp_path, cap
         f"--seed 1 --output_dir {out}/0.5_percent/random/seed_1/finetuned --auto-resume "
         "--total-batch-size 512 --clip-grad 2.0 --eval_interval 50 --save-interval 50 --epochs 300)"
     )
-    assert lines[3] == lines[0].replace("--data_path /pools", "--data_path /pools --split test").replace(
+    assert lines[3].endswith("/few-labels --auto-resume --recipe few-labels --eval_interval 50 --save-interval 50)")
+    assert lines[4] == lines[0].replace("--data_path /pools", "--data_path /pools --split test").replace(
         f"{out}/features", f"{out}/test_features"
     )
-    assert lines[4].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
-    assert len(lines) == 6 and not out.exists()
+    assert lines[5].startswith("(cd data_selection && python sample_tools/ActiveFT_CIFAR.py --feature_path ")
+    assert len(lines) == 8 and not out.exists()
 
 
 def test_ade20k_is_finetuned_and_probed_by_the_segmenter():
@@ -224,12 +237,15 @@ def test_options_that_the_segmenter_does_not_take_are_refused_at_once():
 def test_the_digits_are_compared_with_every_baseline_at_four_budgets_and_five_seeds():
     lines = commands("--dataset", "digits")
     assert sum("ActiveFT_CIFAR.py" in line for line in lines) == 20
-    for method in ("random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover"):
+    for method in (
+        "random", "fds", "kmeans", "coreset", "herding", "typiclust", "probcover", "maxherding", "bilaf", "usl"
+    ):  # fmt: skip
         assert sum(f"--method {method} " in line for line in lines) == 20
-    assert sum("main.py" in line for line in lines) == 160
+    assert sum("main.py" in line for line in lines) == 440
+    assert sum("--recipe few-labels" in line for line in lines) == 220
     _, protocol = parse_args(["--dataset", "digits"])
     readouts = [cell.readout for cell in Comparison(protocol).jobs]
-    assert readouts.count("finetuned") == readouts.count("linear") == readouts.count("knn") == 160
+    assert [readouts.count(name) for name in ("finetuned", "few-labels", "linear", "knn")] == [220] * 4
 
 
 def test_any_folder_and_backbone_can_be_compared(pool, backbone):
@@ -241,6 +257,60 @@ def test_any_folder_and_backbone_can_be_compared(pool, backbone):
     assert f"--model vit_tiny_patch16_224 --resume {backbone} " in lines[2]
 
 
+def test_budgets_in_images_have_folders_of_their_own_and_are_asked_for_by_number():
+    lines = commands("--dataset", "CIFAR10", "--methods", "usl", "--numbers", "1000", "--seeds", "3")
+    assert "baseline.py --method usl --feature_path " in lines[1] and "--number 1000 --seed 3 " in lines[1]
+    assert "/1000_images/usl/seed_3/subset " in lines[1] and "percent" not in lines[1]
+
+
+def test_bilaf_has_its_authors_core_where_its_accuracies_are_published_and_a_smaller_one_elsewhere():
+    options = ("--dataset", "CIFAR10", "--methods", "bilaf", "--seeds", "0", "--readouts", "knn")
+    assert "--core_number 50)" in commands(*options, "--percents", "0.5")[-1]
+    assert "--core_number" not in commands(*options, "--numbers", "20")[-1]
+    assert "--core_number" not in commands(*options, "--percents", "0.05")[-1]
+
+
+def test_the_recipe_for_few_labels_takes_the_place_of_the_published_options():
+    common = ("--methods", "activeft", "--percents", "2", "--seeds", "0", "--few_labels_options=--lr 0.1")
+    published, few = commands(*common, "--readouts", "finetuned", "few-labels")[-2:]
+    assert " --recipe few-labels " not in published and "--lr 0.1" not in published
+    kept = published.split(" --auto-resume ")[0].replace("/finetuned", "/few-labels")
+    assert few.split(" --auto-resume ") == [
+        kept,
+        "--recipe few-labels --eval_interval 50 --save-interval 50 --num_workers 0 --hflip 0 --lr 0.1)",
+    ]
+
+
+def test_options_that_need_the_backbone_are_taken_for_it_is_there():
+    lines = commands("--methods", "random", "--readouts", "finetuned", "--finetuning_options=--head-init linear")
+    assert "--num_workers 0 --head-init linear)" in lines[-1]
+
+
+def test_timms_own_weights_do_where_only_frozen_features_are_read_out(pool):
+    dinov2 = "vit_small_patch14_dinov2.lvd142m"
+    for dataset in ("Folder", "digits"):
+        lines = commands(
+            "--dataset", dataset, "--data_path", str(pool), "--arch", dinov2, "--readouts", "linear", "knn"
+        )
+        extraction = next(line for line in lines if "extract_feature.py" in line)
+        assert f"--arch {dinov2} " in extraction and "--pretrained_weights" not in extraction
+
+
+def test_a_folder_may_have_a_test_split_as_the_scripts_take_it(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    assert commands("--dataset", "Folder", "--data_path", str(tmp_path), "--methods", "random")
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, "2"), (2, "1"), (None, "1")])
+def test_jobs_share_the_processor_cores(monkeypatch, jobs, threads):
+    monkeypatch.setattr("experiments.paper_table.worker_count", lambda wanted: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")  # so that it is restored
+    assert slots_for(PROTOCOLS["digits"], jobs) == [{}] * (jobs or 2)
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
 def test_imagenet_is_chosen_from_by_its_own_script():
     lines = commands("--dataset", "ImageNet", "--methods", "activeft", "--percents", "1", "--seeds", "0")
     assert "sample_tools/ActiveFT_ImageNet.py" in lines[1] and "--data-set IMNETSUBSET" in lines[2]
@@ -250,11 +320,18 @@ def test_imagenet_is_chosen_from_by_its_own_script():
     ("options", "message"),
     [
         (["--percents", "0"], "argument --percents: 0 must be above 0"),
+        (["--numbers", "2.5"], "argument --numbers: '2.5' is not a whole number"),
+        (["--numbers", "20", "--percents", "2"], "argument --percents: not allowed with argument --numbers"),
         (["--methods", "best"], "argument --methods: invalid choice: 'best'"),
         (["--finetuning_options=--lr much"], "argument --lr: 'much' is not a number"),
         (["--finetuning_options=--lr '1"], "cannot be split into words: No closing quotation"),
+        (["--few_labels_options=--lr '1"], "--few_labels_options .* cannot be split into words"),
+        (["--few_labels_options=--lr much"], "argument --lr: 'much' is not a number"),
         (["--pretrained_weights", "missing.pth"], "--pretrained_weights missing.pth is not there"),
         (["--arch", "vit_base_patch16_224"], "--arch vit_base_patch16_224 needs --pretrained_weights"),
+        (["--arch", "vit_base_patch16_224", "--readouts", "few-labels"], "main.py downloads none"),
+        (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels is of images with one label each"),
+        (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is of images with one label"),
         (["--dataset", "Folder"], "--dataset Folder needs --data_path with train/<class>/"),
     ],
 )
@@ -317,6 +394,7 @@ def test_files_of_something_else_are_not_removed(tmp_path):
 def tiny_options(pool, backbone) -> list[str]:
     """The digits' protocol on a smaller pool, with a smaller ViT."""
     return ["--methods", "random", "activeft", "--percents", "40", "--seeds", "0", "--jobs", "2",
+            "--readouts", "finetuned", "linear", "knn",
             "--data_path", str(pool), "--pretrained_weights", str(backbone), *TINY_VIT_OPTIONS]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_vit
 from timm.data import Mixup
 
-from deit.distillation import DistillationLoss, base_criterion, soft_distillation
+from deit.engine import DistillationLoss, base_criterion, soft_distillation
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
 TARGETS = torch.tensor([0, 2])

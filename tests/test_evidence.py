@@ -10,11 +10,11 @@ import torch
 from common.errors import InputError
 from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
-from data_selection.evidence import projection
+from data_selection.evidence import pictures
 from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
-from data_selection.evidence.evaluation import LabelledRows, accuracies
-from data_selection.evidence.gallery import nearest_represented
 from data_selection.evidence.measures import (
+    LabelledRows,
+    accuracies,
     class_balance,
     coverage,
     distance,
@@ -24,6 +24,7 @@ from data_selection.evidence.measures import (
     representatives,
     shares,
 )
+from data_selection.evidence.pictures import nearest_represented
 
 
 def at(*degrees: float) -> torch.Tensor:
@@ -154,21 +155,21 @@ def test_the_nearest_represented_leave_out_the_chosen_sample_itself():
 
 def test_pca_is_the_direction_of_largest_variance():
     rows = np.array([[0, 0, 0], [3, 0, 0], [6, 0, 0], [0, 1, 0], [3, 1, 0], [6, 1, 0]], dtype=np.float32)
-    where, axes = projection.project("pca", rows, seed=0, fitted=6)
+    where, axes = pictures.project("pca", rows, seed=0, fitted=6)
     assert np.abs(where[:, 0]).tolist() == pytest.approx([3, 0, 3, 3, 0, 3], abs=1e-5)
     assert axes == ["component 1 (96% of the variance)", "component 2 (4% of the variance)"]
 
 
 def test_the_map_holds_the_pool_sample_first_and_every_chosen_sample_once():
-    drawn = projection.map_of_pool(at(*range(40)), [(1, 2), (2, 39)], "pca", samples=5, seed=0)
+    drawn = pictures.map_of_pool(at(*range(40)), [(1, 2), (2, 39)], "pca", samples=5, seed=0)
     assert drawn["pool"] == 5 and len(drawn["index"]) == len(set(drawn["index"])) == len(drawn["x"])
     assert {1, 2, 39} <= set(drawn["index"])
 
 
 def test_umap_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(projection.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install umap-learn"):
-        projection.check_map("umap", 1000)
+        pictures.check_map("umap", 1000)
 
 
 def values_of(emd: float, coverage_95: float) -> dict[str, float]:

@@ -29,9 +29,9 @@ from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, read_features, unfinished
 from common.pool_paths import paths_file, read_image_paths
+from data_selection import extraction
+from data_selection.backbones import build_backbone, image_features
 from data_selection.extract_feature import main
-from data_selection.extraction import extraction
-from data_selection.extraction.backbones import build_backbone, image_features
 
 KILLS = 10
 TINY = ["--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS, "--device", "cpu", "--num_workers", "0"]
@@ -134,7 +134,7 @@ def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypat
 
 def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
     asked = []
-    backbones = "data_selection.extraction.backbones"
+    backbones = "data_selection.backbones"
     monkeypatch.setattr(f"{backbones}.download_checkpoint", lambda url: asked.append(url) or {})
     monkeypatch.setattr(f"{backbones}.network_weights", lambda *_: {})
     monkeypatch.setattr(f"{backbones}.load_pretrained", lambda *_: [])
@@ -161,7 +161,7 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     path = tmp_path / "killed" / whole.name
     # 30 batches of one image, each with a pause, so that the kill falls in the middle
     slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
-    slow += "import data_selection.extraction.backbones as b; f = b.image_features\n"
+    slow += "import data_selection.backbones as b; f = b.image_features\n"
     slow += "b.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]\n"
     slow += "from data_selection.extract_feature import main; main(sys.argv[1:])"
     process = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_an_extraction_killed_at_random_moments_ends_with_the_bytes_of_an_undist
         write_image(tmp_path / "photos" / f"{number:02d}.png", number)
     options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--batch_size_per_gpu", 1, "--resume")
     moments, kills = random.Random(0), 0
-    imports = "import data_selection.extraction.extraction; from data_selection.extract_feature import main"
+    imports = "import data_selection.extraction; from data_selection.extract_feature import main"
     with Nursery(imports) as nursery:
         for _ in range(2):  # the first waits for the imports
             started = time.monotonic()
@@ -271,9 +271,7 @@ def test_resume_keeps_every_feature_that_is_still_valid_when_images_are_removed_
         path.unlink() if mend == "remove" else write_image(path, 50 + number)
     computed = []
     seen = image_features
-    monkeypatch.setattr(
-        "data_selection.extraction.backbones.image_features", lambda *args: computed.append(1) or seen(*args)
-    )
+    monkeypatch.setattr("data_selection.backbones.image_features", lambda *args: computed.append(1) or seen(*args))
     resumed = main(options)
     assert len(computed) == 1 + (0 if mend == "remove" else 3)  # one to learn the feature size
     whole = main(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))

@@ -9,8 +9,7 @@ from conftest import write_image
 from PIL import Image
 
 from common.errors import InputError
-from common.image_datasets import class_folders, image_folder
-from common.images import TURNS, open_rgb
+from common.images import TURNS, class_folders, image_folder, open_rgb
 
 RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32).round()
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY_VIT_OPTIONS, launch_two
 
+from common.batch_stream import EpochPlan
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Processes
 from common.readouts import as_linear_layer, fit_readout, linear_readout
-from common.weight_update import to_network
+from common.training import to_network
 from deit.finetuning_data import build_datasets, labels_of
 from deit.frozen_probe import features_of, start_head
 from deit.main import main
@@ -157,7 +158,7 @@ def test_a_frozen_run_taken_up_again_ends_like_an_undisturbed_one(pool, backbone
 def test_layer_decay_multiplies_the_rate_once_per_layer_below_the_head_and_keeps_the_no_decay_list():
     args = parse_args([*TINY, "--layer-decay", "0.5", "--warmup-epochs", "0"])
     model = build_model(args, 3)
-    state = build_state(args, model, 512)
+    state = build_state(args, model, EpochPlan(512, 512, 512))
     name_of = {id(weight): name for name, weight in model.named_parameters()}
     rates = {name_of[id(weight)]: group["lr"] for group in state.optimizer.param_groups for weight in group["params"]}
     decays = {name_of[id(w)]: group["weight_decay"] for group in state.optimizer.param_groups for w in group["params"]}
@@ -172,7 +173,7 @@ def test_layer_decay_multiplies_the_rate_once_per_layer_below_the_head_and_keeps
 
 def test_layer_decay_is_refused_for_a_network_without_layers_to_tell_apart():
     with pytest.raises(InputError, match="--layer-decay 0.5 has no effect"):
-        build_state(parse_args([*TINY, "--layer-decay", "0.5"]), torch.nn.Linear(2, 2), 512)
+        build_state(parse_args([*TINY, "--layer-decay", "0.5"]), torch.nn.Linear(2, 2), EpochPlan(512, 512, 512))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY_VIT_OPTIONS
 
-from common import weight_update
+from common import training
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Interruption
@@ -196,9 +196,9 @@ def test_sigterm_finishes_the_update_saves_and_exits_with_its_own_code(pool, bac
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_with_its_next_update(pool, backbone, tmp_path, monkeypatch):
     main(options(pool, backbone, tmp_path / "undisturbed", "--epochs", 4))
     stopped = options(pool, backbone, tmp_path / "stopped", "--epochs", 4)
-    calls, agree = itertools.count(1), weight_update.agree
+    calls, agree = itertools.count(1), training.agree
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(weight_update, "agree", lambda loss, stop, processes: agree(loss, next(calls) == 5, processes))
+        patch.setattr(training, "agree", lambda loss, stop, processes: agree(loss, next(calls) == 5, processes))
         main(stopped)
     checkpoint = read_checkpoint(tmp_path / "stopped" / "checkpoint.pth")
     assert (checkpoint["epoch"], checkpoint["update"]) == (0, 2)  # three updates an epoch, and the fifth was the last
@@ -217,9 +217,9 @@ def test_a_run_killed_after_its_last_epoch_is_finished_when_it_is_resumed(pool, 
 
 def test_epochs_of_a_single_update_stop_between_epochs(pool, backbone, tmp_path, monkeypatch):
     stopped = options(pool, backbone, tmp_path, "--epochs", 4, "--total-batch-size", 512)
-    agree = weight_update.agree
+    agree = training.agree
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(weight_update, "agree", lambda loss, stop, processes: agree(loss, True, processes))
+        patch.setattr(training, "agree", lambda loss, stop, processes: agree(loss, True, processes))
         main(stopped)
     checkpoint = read_checkpoint(tmp_path / "checkpoint.pth")
     assert (checkpoint["epoch"], checkpoint["update"]) == (0, 0)

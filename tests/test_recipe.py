@@ -10,13 +10,15 @@ from conftest import TINY_VIT_OPTIONS
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from common.batch_stream import EpochPlan
+from common.errors import InputError
 from common.networks import create_network, input_size
 from common.processes import Processes
-from common.weight_update import to_network
+from common.training import to_network
 from deit.engine import end_epoch
 from deit.finetuning_data import eval_transform, train_transform
-from deit.recipe_options import parse_args
-from deit.run_parts import build_model, build_plan, build_state, is_distilled
+from deit.recipe_options import FEW_LABELS, parse_args
+from deit.run_parts import build_model, build_plan, build_state, is_distilled, run_length
 
 
 def options(*extra: str):
@@ -31,7 +33,7 @@ def tiny_options(*extra: str):
 def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, processes):
     args = tiny_options("--epochs", "20", "--batch-size", str(total_batch))
     _, plan = build_plan(args, 30, Processes(size=processes))
-    state = build_state(args, build_model(args, 3), plan.images_per_update)
+    state = build_state(args, build_model(args, 3), plan)
     peak = 0.01 * total_batch * processes / 512
     for epoch in range(20):
         t = max(0, epoch - 1)  # stepped at the end of each epoch with that epoch's number
@@ -44,7 +46,7 @@ def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, proces
 
 def test_optimiser_is_sgd_with_nesterov_momentum_and_no_decay_on_biases_norms_and_tokens():
     model = build_model(tiny_options(), 3)
-    state = build_state(tiny_options(), model, 512)
+    state = build_state(tiny_options(), model, EpochPlan(512, 512, 512))
     assert type(state.optimizer) is torch.optim.SGD
     name_of = {id(weight): name for name, weight in model.named_parameters()}
     for group in state.optimizer.param_groups:
@@ -148,3 +150,50 @@ def test_images_are_normalised_with_the_statistics_of_the_networks_own_pretraini
     assert torch.equal(to_network(batch, torch.device("cpu"), published)[0], to_network(batch, torch.device("cpu"))[0])
     expected = (batch[0] / 255 - 0.5) / 0.5
     torch.testing.assert_close(to_network(batch, torch.device("cpu"), own)[0], expected)
+
+
+def few_labels(*extra: str):
+    return tiny_options("--recipe", "few-labels", "--resume", "w.pth", *extra)
+
+
+def test_few_labels_changes_the_options_it_names_and_no_others():
+    published, args = tiny_options("--resume", "w.pth"), few_labels()
+    changed = {name for name in vars(args) if getattr(args, name) != getattr(published, name)}
+    assert changed <= FEW_LABELS.keys() | {"recipe", "epochs"}
+    assert all(getattr(args, name) == value for name, value in FEW_LABELS.items())
+
+
+def test_an_option_beside_the_recipe_counts_even_with_its_published_value():
+    args = few_labels("--lr", "0.01", "--padding-mode", "constant", "--head-init", "fresh")
+    assert (args.lr, args.padding_mode, args.head_init) == (0.01, "constant", "fresh")
+
+
+@pytest.mark.parametrize("n", [7, 50, 1000])
+def test_updates_are_made_in_whole_epochs_whatever_the_number_of_images(n):
+    args = few_labels("--updates", "40")
+    _, plan = build_plan(args, n, Processes())
+    assert plan.updates * (run_length(args, plan) - 1) < 40 <= plan.updates * run_length(args, plan)
+
+
+def test_epochs_beside_the_recipe_replace_its_updates():
+    args = few_labels("--epochs", "3")
+    assert run_length(args, build_plan(args, 1000, Processes())[1]) == 3
+
+
+def test_epochs_and_updates_together_are_refused():
+    with pytest.raises(InputError, match="--epochs 3 and --updates 40 are both given"):
+        few_labels("--epochs", "3", "--updates", "40")
+
+
+def test_small_images_are_padded_with_what_they_show_where_that_is_asked_for():
+    image = Image.new("RGB", (32, 32), (200, 200, 200))
+    black, reflected = (
+        train_transform(tiny_options("--crop-padding", "8", "--padding-mode", mode)) for mode in ("constant", "reflect")
+    )
+    assert any(black(image).min() == 0 for _ in range(20))
+    assert all(reflected(image).min() == 200 for _ in range(20))
+
+
+def test_the_least_share_of_a_larger_image_that_is_cropped_is_as_asked_for():
+    crop = next(step for step in train_transform(options("--crop-scale", "0.5")).transforms if hasattr(step, "scale"))
+    assert tuple(crop.scale) == (0.5, 1.0)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from common.errors import InputError
 from common.pool_paths import write_image_paths
-from data_selection.evidence.page import page
-from data_selection.evidence.projection import project
+from data_selection.evidence.pictures import project
+from data_selection.evidence.report_files import page
 from data_selection.sample_tools import report
 
 N, D = 60, 6
@@ -107,7 +107,7 @@ def test_equal_subsets_are_measured_once(given, monkeypatch):
     (given / "same.json").write_text(json.dumps(GOOD[::-1]))
     measured = []
     monkeypatch.setattr(
-        "data_selection.evidence.evaluation.coverage", lambda similarity: measured.append(1) or {"coverage_95": 1.0}
+        "data_selection.evidence.measures.coverage", lambda similarity: measured.append(1) or {"coverage_95": 1.0}
     )
     read_report(given, "--random_seeds", 2, subsets=("good", "same"))
     assert len(measured) == 3

@@ -1,18 +1,23 @@
-"""What is known of the images by now: which were labelled before the choice, labels, and a model's predictions."""
+"""What is known of the images by now: which were labelled before the choice, labels, predictions, and masks."""
 
 import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor
+import numpy as np
 
 from common.image_list import labelled_images
 from common.pool_paths import read_pool_paths
+from common.processors import worker_count
+from common.progress import progress_bar
+from common.scenes import mask_labels, mask_of
 from common.subset_file import is_image_list, read_labeled_ids
-from data_selection.evidence.duplicates import groups_of
-from data_selection.evidence.gallery import NEAREST_SHOWN, encoded, strip, thumbnail
+from data_selection.evidence.measures import PixelClasses
 
-GROUPS_SHOWN = 60
+DEEP_ENOUGH = 3  # folders above an image in ADE20K's layout
 
 
 class Annotations(NamedTuple):
@@ -37,17 +42,23 @@ def read_annotations(args: argparse.Namespace, n: int) -> Annotations:
     return Annotations(tuple(labeled), found["--labels"], found["--predictions"])
 
 
-def pool_duplicates(pool: Tensor, similarity: float, paths: list[Path] | None) -> dict[str, Any] | None:
-    """The largest groups of near-duplicates of the whole pool, with a strip of pictures of each; None if too large."""
-    groups = groups_of(pool, similarity)
-    if groups is None:
+def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -> PixelClasses | None:
+    """Read the mask of every image; None, said where some are there, unless all have one.
+
+    Raises: InputError for a mask that cannot be used (common.scenes.MaskLabels.read).
+    """
+    masks = [mask_of(path) for path in paths or () if len(path.parents) > DEEP_ENOUGH]
+    known = sum(mask.is_file() for mask in masks)
+    if not known or known < len(paths):
+        if known:
+            print(f"{len(paths) - known} of {len(paths)} images have no mask: the report says nothing about pixels")
         return None
-    shown = [
-        {
-            "size": len(group),
-            "ids": group[:NEAREST_SHOWN],
-            "strip": encoded(strip([thumbnail(paths[index]) for index in group[:NEAREST_SHOWN]])) if paths else None,
-        }
-        for group in groups[:GROUPS_SHOWN]
-    ]
-    return {"groups": len(groups), "images": sum(map(len, groups)), "shown": shown}
+    labels = mask_labels(args, masks[0].parents[2])
+
+    with ThreadPoolExecutor(worker_count(os.cpu_count() or 1)) as pool:
+        counted = list(
+            progress_bar(
+                pool.map(lambda mask: labels.count(labels.read(mask)), masks), "reading masks", len(masks), leave=False
+            )
+        )
+    return PixelClasses(labels.classes, np.stack(counted))

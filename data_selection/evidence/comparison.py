@@ -51,19 +51,17 @@ MEASURES = (
 FEWEST_DIGITS, MOST_DIGITS = 2, 5
 EMD, HARDEST = "emd", "coverage_95"
 CLOSER, TRADES = "is closer to the pool than {beaten} ({emd})", "trades one for the other: it"
+WORSE = "is worse than random"
 SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{CLOSER}, and is closer to the hardest images ({{hardest}})",
     ("better", "same"): f"{CLOSER}, and as close to the hardest images as random ones ({{hardest}})",
     ("better", "worse"): f"{TRADES} {CLOSER}, but farther from the hardest images ({{hardest}})",
     ("same", "better"): "is no closer to the pool than random ({emd}), but closer to its hardest images ({hardest})",
     ("same", "same"): "is no better than random: {emd}; {hardest}",
-    (
-        "same",
-        "worse",
-    ): "is worse than random: as close to the pool ({emd}), farther from the hardest images ({hardest})",
+    ("same", "worse"): f"{WORSE}: as close to the pool ({{emd}}), farther from the hardest images ({{hardest}})",
     ("worse", "better"): f"{TRADES} is closer to the hardest images ({{hardest}}), but farther from the pool ({{emd}})",
-    ("worse", "same"): "is worse than random: {emd}; {hardest}",
-    ("worse", "worse"): "is worse than random: {emd}; {hardest}",
+    ("worse", "same"): f"{WORSE}: {{emd}}; {{hardest}}",
+    ("worse", "worse"): f"{WORSE}: {{emd}}; {{hardest}}",
 }
 MERITS = {
     EMD: "is closest to the pool (EMD {:.4f})",

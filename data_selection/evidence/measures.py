@@ -1,15 +1,21 @@
-"""Measures of a subset of a pool, on unit rows, by Euclidean distance; only class_balance needs labels.
+"""What is measured of one subset of a pool, chosen or random: on unit rows, by Euclidean distance.
 
 Between unit rows |a - b| = sqrt(2 - 2 a . b). Similarities are computed a chunk at a time: memory is that of the pool.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.pool import distance
+from data_selection.activeft.initialisation import random_samples
+from data_selection.activeft.pool import Candidates, distance
 
 Values = dict[str, float | None]  # what is measured of one subset, by name
 ROWS_AT_A_TIME = 1024
@@ -124,3 +130,119 @@ def class_balance(labels: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
 def total_variation(first: np.ndarray, second: np.ndarray) -> float:
     """Between two lists of shares: 0 where they are equal, 1 where they have nothing in common."""
     return float(np.abs(first - second).sum() / 2)
+
+
+class PixelClasses(NamedTuple):
+    """names (c,) of the classes, and the labelled pixels of each in every image of the pool (n, c)."""
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    def shares(self, ids: Sequence[int] | None = None) -> np.ndarray:
+        """Of the labelled pixels of some images, or of the whole pool: each class's share (c,). 0 without any."""
+        pixels = self.counts.sum(axis=0) if ids is None else self.counts[list(ids)].sum(axis=0)
+        return pixels / max(1, pixels.sum())
+
+    def balance(self, ids: Sequence[int]) -> Values:
+        """How many classes of the pool have no pixel in a subset, and the total variation distance to the pool's."""
+        chosen, pool = self.shares(ids), self.shares()
+        missing = int(((chosen == 0) & (pool > 0)).sum())
+        return {"pixel_classes_missing": missing, "pixel_distance": total_variation(chosen, pool)}
+
+
+class Evaluation(NamedTuple):
+    """values: every measure. nearest (n,): position of the chosen sample that represents each; similarity (n,)."""
+
+    values: Values
+    nearest: np.ndarray
+    similarity: np.ndarray
+
+
+class LabelledRows(NamedTuple):
+    """Unit rows (n, d) and their labels (n,), 0 and up."""
+
+    rows: Tensor
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures subsets of a pool, all in the same way and against the same sample of the pool.
+
+    pool: unit rows (n, d). labels (n,), or None where they are not known. held_out: what accuracies are measured on.
+    pixels: the classes in every image, or None where the pool has no masks.
+    emd_samples: the exact EMD uses at most so many pool samples and so many chosen ones, sampled with `seed`.
+    """
+
+    pool: Tensor
+    labels: np.ndarray | None
+    held_out: LabelledRows | None
+    emd_samples: int
+    duplicate_similarity: float
+    seed: int
+    pixels: PixelClasses | None = None
+
+    def emd_sample(self, size: int) -> np.ndarray:
+        """Positions that represent `size` samples in the EMD: all of them, or a random part."""
+        return random_part(size, self.emd_samples, self.seed)
+
+    def __call__(self, ids: tuple[int, ...]) -> Evaluation:
+        chosen = torch.tensor(ids, device=self.pool.device)  # (k,)
+        rows = self.pool[chosen]
+        nearest, similarity = representatives(self.pool, chosen)
+        represented = nearest.bincount(minlength=len(ids)).cpu().numpy()  # (k,)
+        in_emd = self.emd_sample(len(ids)), self.emd_sample(len(self.pool))
+        values = {
+            "emd": earth_movers_distance(rows[in_emd[0]], self.pool[in_emd[1]]),
+            **coverage(similarity),
+            **diversity(rows, self.duplicate_similarity),
+            **shares(represented),
+        }
+        if self.labels is not None:
+            values |= class_balance(self.labels, np.array(ids))
+            if self.held_out:
+                known = LabelledRows(rows, self.labels[list(ids)])
+                values |= accuracies(known, self.held_out, len(np.unique(self.labels)))
+        if self.pixels:
+            values |= self.pixels.balance(ids)
+        return Evaluation(values, nearest.cpu().numpy(), similarity.cpu().numpy())
+
+
+def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> dict[str, float]:
+    """Top-1 accuracy in percent of readouts that know the chosen samples only; `classes` is how many the pool has.
+
+    nearest: the label of the most similar chosen sample; neighbours and linear: see common.readouts.
+    """
+    from common.readouts import fit_readout, top_accuracies  # scikit-learn: only reports with held-out images need it
+
+    nearest, _ = nearest_of_all(held_out.rows, chosen.rows)
+    right = chosen.labels[nearest.cpu().numpy()] == held_out.labels
+    values = {"accuracy_nearest": 100 * float(right.mean())}
+    for kind, key in (("knn", "accuracy_neighbours"), ("linear", "accuracy_linear")):
+        readout = fit_readout(kind, chosen.rows.cpu().numpy(), chosen.labels, classes)
+        values[key] = top_accuracies(readout, held_out.rows.cpu().numpy(), held_out.labels)["acc1"]
+    return values
+
+
+def evaluate_with_random(
+    evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int, labeled: tuple[int, ...] = ()
+) -> tuple[list[Evaluation], dict[int, list[Values]]]:
+    """Evaluate subsets, and as many random ones of each size as there are seeds; equal ones once.
+
+    Args:
+        subsets: ascending indices into the pool. labeled: samples that all subsets hold, and the random ones too.
+    Returns:
+        the evaluation of each subset, and for each size the measures of every random subset.
+    """
+    n = len(evaluator.pool)
+    random = {
+        k: [
+            tuple(sorted((*labeled, *random_samples(Candidates(n, labeled), k - len(labeled), seed))))
+            for seed in range(random_seeds)
+        ]
+        for k in dict.fromkeys(len(ids) for ids in subsets)
+    }
+    distinct = dict.fromkeys([*subsets, *(ids for each in random.values() for ids in each)])
+    evaluated = {ids: evaluator(ids) for ids in progress_bar(distinct, desc="measuring subsets", unit="subset")}
+    values = {k: [evaluated[ids].values for ids in each] for k, each in random.items()}
+    return [evaluated[ids] for ids in subsets], values

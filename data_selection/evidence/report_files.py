@@ -1,7 +1,9 @@
 """The report's files: read and check what the user gives, measure, compare, and write report.html and its data."""
 
 import argparse
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +17,13 @@ from common.pool_paths import paths_file, read_image_paths, read_pool_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, note_on_pool, read_subset_ids
 from data_selection.activeft.pool import read_rows
-from data_selection.evidence.annotations import pool_duplicates, read_annotations
+from data_selection.evidence.annotations import read_annotations, read_pixel_classes
 from data_selection.evidence.comparison import compare
-from data_selection.evidence.evaluation import Evaluation, Evaluator, LabelledRows, evaluate_with_random
-from data_selection.evidence.gallery import chosen_images, pictures
-from data_selection.evidence.page import page
-from data_selection.evidence.pixel_classes import read_pixel_classes
-from data_selection.evidence.projection import check_map, map_of_pool
+from data_selection.evidence.measures import Evaluation, Evaluator, LabelledRows, evaluate_with_random
+from data_selection.evidence.pictures import check_map, chosen_images, map_of_pool, pictures, pool_duplicates
 
+PAGE = Path(__file__).parent / "page"
+PLACEHOLDER = "{{data}}"
 PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
 
 
@@ -194,3 +195,24 @@ def image_paths(feature_path: str, n: int, subsets: Sequence[Subset]) -> list[Pa
     if missing:
         print(f"{len(missing)} of {len(chosen)} chosen images are not there ({missing[0]}): their tiles stay empty")
     return paths
+
+
+def page(content: dict[str, Any]) -> str:
+    """One HTML file that holds its data, styles and scripts. Everything in `content` is text in it, never markup.
+
+    page.html refers to its style sheet and scripts, and has one placeholder, for the data.
+    """
+    html = (PAGE / "page.html").read_text(encoding="utf-8")
+    html = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda part: f"<style>\n{_read(part)}</style>", html)
+    html = re.sub(r'<script src="(.+?)"></script>', lambda part: f"<script>\n{_read(part)}</script>", html)
+    return html.replace(PLACEHOLDER, json_in_script(content))
+
+
+def _read(part: re.Match[str]) -> str:
+    return (PAGE / part[1]).read_text(encoding="utf-8")
+
+
+def json_in_script(content: Any) -> str:
+    """JSON that no HTML parser takes for markup: it cannot end the <script> that it is in."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -7,7 +7,6 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -17,7 +16,14 @@ from common.errors import InputError
 from common.feature_file import in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
-from common.subset_file import losses_file, provenance_of, read_labeled_ids, read_subset_ids, write_provenance
+from common.subset_file import (
+    indices_checksum,
+    losses_file,
+    provenance_of,
+    read_labeled_ids,
+    read_subset_ids,
+    write_provenance,
+)
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.settings import Selection
 from data_selection.evidence.duplicates import duplicate_of
@@ -171,7 +177,7 @@ def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
 
 def named(indices: Sequence[int]) -> str:
     """Samples in a file name: how many, and a checksum."""
-    return f"{len(indices)}_{crc32(str(sorted(indices)).encode()):08x}"
+    return f"{len(indices)}_{indices_checksum(indices)}"
 
 
 def select_subsets(request: Request, method: Method, processes: Processes, unit: bool = True) -> Path:

@@ -1,6 +1,7 @@
-"""The chosen images of a subset and the pool images that each represents, with small copies for the page."""
+"""What the page shows: a map of the pool, the chosen images with those that each represents, near-duplicates."""
 
 import base64
+import importlib.util
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +11,69 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from common.command_line import worker_count
 from common.errors import InputError
 from common.images import open_rgb
+from common.processors import worker_count
 from common.progress import progress_bar
-from data_selection.evidence.evaluation import Evaluation
+from data_selection.evidence.duplicates import groups_of
+from data_selection.evidence.measures import Evaluation, random_part
 
+FEWEST_FOR_NEIGHBOURHOODS = 20
 NEAREST_SHOWN = 6
+GROUPS_SHOWN = 60
 LONGEST_SIDE = 64
 QUALITY = 75
+
+
+def check_map(kind: str, n: int) -> None:
+    """Raises InputError when a map needs more than n samples, or a library that is not installed."""
+    if kind != "pca" and n < FEWEST_FOR_NEIGHBOURHOODS:
+        raise InputError(f"--map {kind} needs at least {FEWEST_FOR_NEIGHBOURHOODS} samples, not {n}: use --map pca")
+    if kind == "umap" and importlib.util.find_spec("umap") is None:
+        raise InputError("--map umap needs umap-learn: pip install umap-learn")
+
+
+def project(kind: str, rows: np.ndarray, seed: int, fitted: int) -> tuple[np.ndarray, list[str]]:
+    """Place rows (m, d) on a plane. PCA is fitted to the first `fitted` rows, t-SNE and UMAP to all.
+
+    Returns: (m, 2), and what the two axes mean.
+    """
+    if (rows == rows[0]).all():  # t-SNE would divide by their variance, and crash
+        return np.zeros((len(rows), 2)), ["all images are the same"] * 2
+    # Each of these libraries is slow to load.
+    if kind == "pca":
+        from sklearn.decomposition import PCA
+
+        pca = PCA(min(2, fitted, rows.shape[1]), random_state=seed).fit(rows[:fitted])
+        where = np.zeros((len(rows), 2))
+        where[:, : pca.n_components_] = pca.transform(rows)
+        parts = np.nan_to_num([*pca.explained_variance_ratio_, 0])  # nan: all rows are the same
+        return where, [f"component {axis + 1} ({parts[axis]:.0%} of the variance)" for axis in (0, 1)]
+    if kind == "tsne":
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+        return tsne.fit_transform(rows), ["t-SNE 1", "t-SNE 2"]
+    import umap  # optional
+
+    reducer = umap.UMAP(metric="cosine", random_state=seed, n_jobs=1)  # one job: what a fixed seed needs
+    return reducer.fit_transform(rows), ["UMAP 1", "UMAP 2"]
+
+
+def map_of_pool(pool: Tensor, subsets: Sequence[Sequence[int]], kind: str, samples: int, seed: int) -> dict[str, Any]:
+    """A map of so many random samples of the pool and of all chosen ones.
+
+    Returns: the two `axes`, and `index`, `x` and `y` of each sample; the first `pool` of them are the random ones.
+    """
+    drawn = random_part(len(pool), samples, seed).tolist()
+    chosen = {index for ids in subsets for index in ids}
+    index = [*drawn, *sorted(chosen.difference(drawn))]
+    where, axes = project(kind, pool[index].cpu().numpy(), seed, fitted=len(drawn))
+    x, y = where.round(4).T.tolist()
+    return {"kind": kind, "axes": axes, "pool": len(drawn), "index": index, "x": x, "y": y}
 
 
 def chosen_images(ids: tuple[int, ...], evaluation: Evaluation) -> dict[str, Any]:
@@ -64,6 +118,22 @@ def pictures(shown: dict[str, Any], paths: Sequence[Path], most: int) -> dict[st
     with ThreadPoolExecutor(worker_count(16)) as threads:
         drawn = list(progress_bar(threads.map(tile_and_strip, by_weight), "thumbnails", len(by_weight), unit="image"))
     return {"positions": by_weight, "tiles": [tile for tile, _ in drawn], "strips": [strip for _, strip in drawn]}
+
+
+def pool_duplicates(pool: Tensor, similarity: float, paths: list[Path] | None) -> dict[str, Any] | None:
+    """The largest groups of near-duplicates of the whole pool, with a strip of pictures of each; None if too large."""
+    groups = groups_of(pool, similarity)
+    if groups is None:
+        return None
+    shown = [
+        {
+            "size": len(group),
+            "ids": group[:NEAREST_SHOWN],
+            "strip": encoded(strip([thumbnail(paths[index]) for index in group[:NEAREST_SHOWN]])) if paths else None,
+        }
+        for group in groups[:GROUPS_SHOWN]
+    ]
+    return {"groups": len(groups), "images": sum(map(len, groups)), "shown": shown}
 
 
 def thumbnail(path: Path) -> Image.Image | None:

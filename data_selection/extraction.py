@@ -16,15 +16,14 @@ from torchvision.transforms import InterpolationMode
 from common.errors import InputError
 from common.feature_file import FeatureFile, description_file, in_words
 from common.files import atomic_file, locked, write_json
-from common.image_datasets import ImagesOrBlack, cifar, class_folders, image_folder, image_list, image_tree
-from common.image_loader import ImageLoader
-from common.images import open_rgb
+from common.image_loader import ImageLoader, ImagesOrBlack
+from common.images import cifar, class_folders, image_folder, image_list, image_tree, open_rgb
 from common.networks import normalised
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
 from common.processes import Processes, autocast, launched, passes
 from common.progress import progress_bar
 from common.scenes import scene_images
-from data_selection.extraction.backbones import VITS, Backbone, build_backbone
+from data_selection.backbones import VITS, Backbone, build_backbone
 
 # Options that change no row of the feature file.
 NO_INFLUENCE = (

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
 from common.errors import InputError
-from common.hub import download_timm_weights
-from common.networks import HUB, Preprocessing, create_network, model_config, preprocessing
+from common.networks import HUB, Preprocessing, create_network, download_timm_weights, model_config, preprocessing
 
 VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, of any --patch_size
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"

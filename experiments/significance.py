@@ -1,0 +1,126 @@
+"""What the scores of a few seeds can say: mean and spread, and which differences are significant.
+
+A column holds the scores of the methods at one budget, a table the columns of one readout. The seeds are the samples;
+all comparisons of one kind in a table are a family, corrected together by Holm's method.
+"""
+
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from scipy.stats import rankdata, ttest_1samp, ttest_ind_from_stats
+
+LEVEL = 0.05
+
+Column = dict[str, list[float]]  # {method: its scores, one per seed}
+Table = Mapping[float, Column]  # {budget: column}
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """best: the highest mean of its column, or not significantly below it. against_random: ▲ above, ▼ below, or ''."""
+
+    best: bool = False
+    against_random: str = ""
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """The sample standard deviation is None of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p-value of Welch's t-test (unequal variances); None when one of the samples has a single value.
+
+    Where neither has any spread, as with a choice and a readout that take no seed, the test is undefined: p is 1 when
+    they are equal, else 0.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
+    if std1 == std2 == 0:
+        return float(mean1 == mean2)
+    return float(ttest_ind_from_stats(mean1, std1, len(first), mean2, std2, len(second), equal_var=False).pvalue)
+
+
+def paired(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value of the paired t-test; None of a single pair. Without any spread as in `welch`."""
+    if len(differences) < 2:
+        return None
+    mean, std = mean_and_std(differences)
+    return float(mean == 0) if std == 0 else float(ttest_1samp(differences, 0).pvalue)
+
+
+def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float]:
+    """p-values of one family, corrected so that all its verdicts at LEVEL hold together (Holm, 1979).
+
+    The least of m is multiplied by m, the next by m - 1, and so on, and none becomes less than the one before it.
+    A comparison that could not be tested, None, is left out.
+    """
+    tested = sorted(((key, p) for key, p in p_values.items() if p is not None), key=lambda item: item[1])
+    corrected, least = {}, 0.0
+    for before, (key, p) in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - before) * p))
+        corrected[key] = least
+    return corrected
+
+
+def best_of(column: Column) -> str:
+    """The method with the highest mean."""
+    return max(column, key=lambda method: statistics.fmean(column[method]))
+
+
+def against(table: Table, reference: Callable[[Column], str]) -> dict[tuple[float, str], float]:
+    """Corrected p-values of {(budget, method)}: each method against the reference of its column, all one family."""
+    return holm(
+        {
+            (budget, method): welch(values, column[reference(column)])
+            for budget, column in table.items()
+            for method, values in column.items()
+            if reference(column) in column and method != reference(column)
+        }
+    )
+
+
+def marks(table: Table) -> dict[float, dict[str, Marks]]:
+    """What to mark: {budget: {method: its marks}}. What cannot be tested is marked only as the highest mean."""
+    p_best, p_random = against(table, best_of), against(table, lambda column: "random")
+    marked: dict[float, dict[str, Marks]] = {}
+    for budget, column in table.items():
+        highest = statistics.fmean(column[best_of(column)])
+        for method, values in column.items():
+            mean, key = statistics.fmean(values), (budget, method)
+            above = mean - statistics.fmean(column.get("random", values))
+            marked.setdefault(budget, {})[method] = Marks(
+                best=mean == highest or p_best.get(key, 0) >= LEVEL,
+                against_random=direction(above, p_random.get(key)),
+            )
+    return marked
+
+
+def directions(differences: Table) -> dict[tuple[float, str], str]:
+    """▲ or ▼ where paired differences, one per seed, are significantly above or below 0; all are one family."""
+    cells = {(budget, method): values for budget, column in differences.items() for method, values in column.items()}
+    p_values = holm({key: paired(values) for key, values in cells.items()})
+    return {key: direction(statistics.fmean(values), p_values.get(key)) for key, values in cells.items()}
+
+
+def direction(difference: float, p: float | None) -> str:
+    """▲ when a difference is significantly above 0, ▼ below, '' when neither can be said."""
+    if p is None or p >= LEVEL:
+        return ""
+    return "▲" if difference > 0 else "▼"
+
+
+def mean_ranks(table: Table) -> dict[str, float | None]:
+    """The rank of each method's mean in its column, 1 the highest, averaged over the budgets; ties share their ranks.
+
+    Only methods that are there at every budget are ranked, among each other; for the others it is None.
+    """
+    methods = dict.fromkeys(method for column in table.values() for method in column)
+    everywhere = [method for method in methods if all(method in column for column in table.values())]
+    ranks = [rankdata([-statistics.fmean(column[method]) for method in everywhere]) for column in table.values()]
+    return {**dict.fromkeys(methods), **dict(zip(everywhere, np.mean(ranks, axis=0).tolist(), strict=True))}
