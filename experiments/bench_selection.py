@@ -69,7 +69,7 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict[
 
     from data_selection.activeft import reference, select
     from data_selection.activeft.pool import Candidates, read_pool
-    from data_selection.activeft.settings import Settings
+    from data_selection.activeft.selection import Settings
 
     if method == "kmeans":  # it sees the same unit rows
         features = features / np.linalg.norm(features, axis=1, keepdims=True)

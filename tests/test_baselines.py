@@ -16,8 +16,7 @@ from common.errors import InputError
 from common.processes import Processes
 from data_selection.activeft.initialisation import farthest_points
 from data_selection.baselines.clusters import clusters_of, kmeans_samples
-from data_selection.baselines.herding import herding_samples
-from data_selection.baselines.maxherding import maxherding_samples
+from data_selection.baselines.herding import herding_samples, maxherding_samples
 from data_selection.baselines.probcover import probcover_samples, purest_radius
 from data_selection.baselines.typiclust import typicality, typiclust_samples
 from data_selection.baselines.usl import densities, usl_samples
@@ -169,8 +168,8 @@ def test_probcovers_radius_is_the_largest_at_which_95_percent_of_the_balls_are_p
 
 @pytest.mark.parametrize(("sigma", "chunk"), [(1.0, 1 << 22), (1.0, 300), (0.3, 1 << 22), (5.0, 300)])
 def test_maxherding_always_takes_the_sample_that_adds_most_to_the_coverage(sigma, chunk, monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.maxherding.CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr("data_selection.baselines.maxherding.FEWEST_ROWS", 1)
+    monkeypatch.setattr("data_selection.baselines.herding.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("data_selection.baselines.herding.FEWEST_ROWS", 1)
     pool = planted_clusters(60, 40, 30, 20, spread=0.3)[0].double()
     kernel = torch.exp(-((torch.cdist(pool, pool) / sigma) ** 2))
     chosen = [7, 100]

@@ -17,7 +17,7 @@ from conftest import ROOT, mixture, pool_of
 from common.errors import InputError
 from common.processes import Processes
 from data_selection.activeft import reference, select, selection
-from data_selection.activeft.settings import Settings
+from data_selection.activeft.selection import Settings
 from data_selection.sample_tools.subset_command import budget_of
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_subsets.json").read_text())

@@ -2,13 +2,12 @@
 
 reference.py is the method as the paper states it; read it first, and change it first. The other files do the same fast
 and in bounded memory: objective.py (loss and gradient), assignment.py (the nearest prototypes), matching.py (from
-prototypes back to images), selection.py (the loop).
+prototypes back to images), selection.py (settings and the loop).
 
     from data_selection.activeft import select
     chosen = select(features, budget=500).indices
 """
 
-from data_selection.activeft.selection import select
-from data_selection.activeft.settings import Selection
+from data_selection.activeft.selection import Selection, select
 
 __all__ = ["Selection", "select"]

@@ -6,14 +6,6 @@ import torch
 
 from common.progress import progress_bar
 from data_selection.activeft.pool import Candidates, Pool
-from data_selection.activeft.settings import Settings
-
-
-def starting_samples(pool: Pool, budget: int, settings: Settings) -> list[int]:
-    """The samples at which the prototypes start: random ones, or farthest points (fps)."""
-    if settings.init == "random":
-        return random_samples(pool.candidates, budget, settings.seed)
-    return farthest_points(pool, budget, settings.seed, settings.distance)
 
 
 def random_samples(candidates: Candidates, k: int, seed: int) -> list[int]:

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import InputError
-from data_selection.activeft.initialisation import starting_samples
 from data_selection.activeft.pool import Pool
-from data_selection.activeft.settings import Selection, Settings
+from data_selection.activeft.selection import Selection, Settings
 
 MOST_SIMILARITIES = 1 << 29  # n k; with their gradient they take 6 GB
 
@@ -50,7 +49,7 @@ def optimise(pool: Pool, budget: int, settings: Settings) -> Selection:
             f"the reference holds all {n} x {k} similarities, in one process, and takes at most {MOST_SIMILARITIES}: "
             "leave --reference out"
         )
-    theta = pool.rows_of(starting_samples(pool, budget, settings)).requires_grad_()  # (k, d)
+    theta = pool.rows_of(settings.starting_samples(pool, budget)).requires_grad_()  # (k, d)
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d): prototypes that never move
     optimiser = torch.optim.Adam([theta], lr=settings.lr)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_iter, eta_min=settings.MIN_LR)

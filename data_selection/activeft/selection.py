@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,18 +12,78 @@ from torch import Tensor
 from common.processes import Processes, pick_device
 from common.progress import progress_bar
 from data_selection.activeft.assignment import NearestPrototypes
-from data_selection.activeft.initialisation import starting_samples
+from data_selection.activeft.initialisation import farthest_points, random_samples
 from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.objective import gradient_through_normalisation, loss_and_gradient
 from data_selection.activeft.pool import Candidates, Pool, read_pool
-from data_selection.activeft.settings import Selection, Settings
 
 Observer = Callable[[int, Tensor], None]
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 COPIES_OF_PROTOTYPES = 10  # theta, its gradient, two moments, c, what is attracted and repelled, and temporaries
-BYTES_PER_SAMPLE = 600  # bounds, shortlist and its similarities, order
+BYTES_PER_SAMPLE = 600  # the list of pairs and what is made of it in an iteration
 WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the prototypes are optimised. The defaults are the published ones for CIFAR.
+
+    temperature, balance: tau and lambda of the objective.
+    lr, max_iter, scheduler: of Adam; the learning rate is constant (none), or falls to MIN_LR along a cosine.
+    init, distance: prototypes start from random samples, or from farthest points (fps) by this distance.
+    batch_size: pool samples drawn without replacement for each iteration; None, or n and more, is the whole pool.
+    chunk: rows per matrix product, to bound memory; it does not change the result.
+    seed: of the initial samples and of the batches.
+    """
+
+    temperature: float = 0.07
+    balance: float = 1.0
+    lr: float = 0.001
+    max_iter: int = 300
+    init: str = "random"
+    distance: str = "euclidean"
+    scheduler: str = "none"
+    batch_size: int | None = None
+    chunk: int | None = None
+    seed: int = 0
+
+    MIN_LR = 1e-6
+
+    def starting_samples(self, pool: Pool, budget: int) -> list[int]:
+        """The samples at which the prototypes start: random ones, or farthest points (fps)."""
+        if self.init == "random":
+            return random_samples(pool.candidates, budget, self.seed)
+        return farthest_points(pool, budget, self.seed, self.distance)
+
+    def batches(self, n: int) -> "Batches | None":
+        """The batches drawn from a pool of n samples, or None for the whole pool in every iteration."""
+        whole = self.batch_size is None or self.batch_size >= n
+        return None if whole else Batches(n, self.batch_size, np.random.default_rng(self.seed))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Random batches of a pool of n samples; all processes draw the same."""
+
+    n: int
+    size: int
+    generator: np.random.Generator
+
+    def draw(self, part: slice) -> np.ndarray:
+        """The next batch: its samples that are in this part of the pool, ascending, counted from the part's start."""
+        drawn = np.sort(self.generator.choice(self.n, self.size, replace=False, shuffle=False))
+        first, last = np.searchsorted(drawn, (part.start, part.stop))
+        return drawn[first:last] - part.start
+
+
+@dataclass(frozen=True)
+class Selection:
+    """indices: k distinct pool samples, ascending. losses: J at every iteration. prototypes: unit rows (k, d)."""
+
+    indices: list[int]
+    losses: Sequence[float] = ()
+    prototypes: Tensor | None = None
 
 
 def select(
@@ -65,7 +126,7 @@ def optimise(
     """The same for a pool that is read already: what reference.py does, in bounded memory."""
     processes, tau = pool.processes, settings.temperature
     part, k = processes.part(pool.n), budget + len(pool.candidates.labeled)
-    theta = pool.rows_of(starting_samples(pool, budget, settings))  # (k, d)
+    theta = pool.rows_of(settings.starting_samples(pool, budget))  # (k, d)
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d)
     batches, batch, nearest_prototypes = settings.batches(pool.n), pool.rows, None
     adam = Adam(theta)
@@ -121,5 +182,5 @@ def lr_at(iteration: int, settings: Settings) -> float:
 
 def memory_bytes(pool_rows: int, batch_rows: int, d: int, k: int) -> int:
     """Memory of a process that holds `pool_rows` of the pool and uses `batch_rows` of them for an iteration."""
-    copied = batch_rows if batch_rows < pool_rows else 0
+    copied = batch_rows  # the batch, or of a whole pool at most as much in its principal axes
     return 4 * d * (pool_rows + copied + COPIES_OF_PROTOTYPES * k) + BYTES_PER_SAMPLE * batch_rows + WORKING_BYTES

@@ -1,4 +1,4 @@
-"""What ActiveFT is compared with: other ways to choose a subset of a pool, one file each.
+"""What ActiveFT is compared with: other ways to choose a subset of a pool, a public function each.
 
 They choose from features (n, d) of unit rows as ActiveFT does (CoreSet: of rows as extracted), know of labelled and
 excluded samples, and hold the features, a few numbers a sample, and a chunk of similarities at a time.

@@ -10,8 +10,7 @@ from common.errors import InputError
 from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.pool import Candidates, Pool, distance
-from data_selection.activeft.selection import optimise
-from data_selection.activeft.settings import Settings
+from data_selection.activeft.selection import Settings, optimise
 
 NEIGHBOURS = 10
 PARTS = 10  # P_in = P_rm = 10%

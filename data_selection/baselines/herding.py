@@ -1,9 +1,15 @@
-"""Herding: samples whose mean follows the pool's."""
+"""Herding: samples whose mean follows the pool's. MaxHerding: samples that cover it well, where nearer is better."""
 
 import torch
+from torch import Tensor
 
 from common.progress import progress_bar
 from data_selection.activeft.pool import Pool
+
+CHUNK_ELEMENTS = 1 << 22
+FEWEST_ROWS = 64  # at a time, however large the pool: a matrix product of fewer is slow
+FIRST_PORTION = 8  # candidates looked at together, then twice as many
+TIE = 1e-5  # of a gain: what rounding may make of equal ones
 
 
 def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
@@ -27,4 +33,62 @@ def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
         chosen.append(best)
         closed[best] = True
         weight += mean - features[best]
+    return chosen
+
+
+def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> list[int]:
+    """MaxHerding (Bae et al., ECCV 2024): always the sample that adds most to the generalised coverage of the pool.
+
+    The coverage is the mean over the pool of the greatest similarity exp(-(|x_i - x| / sigma)^2) to a chosen x. With
+    m_i the greatest so far, 0 at the start, x gains sum_i max(exp(-(|x_i - x| / sigma)^2) - m_i, 0). Labelled samples
+    are chosen first. Nested: the first samples are the choice of a smaller budget. Equal gains are common (two samples
+    that only add to the coverage of each other, duplicates): the first index wins.
+
+    (departure) The authors draw 35,000 candidates at random; here all are looked at, exactly. Gains only fall, so that
+    a gain of an earlier turn is an upper bound: only candidates whose bound is above the best gain are computed anew.
+    About 7 n^2 similarities were computed for 1,000 of 50,000 images; in memory are a few numbers a sample and a chunk
+    of similarities.
+
+    Args:
+        seed: without effect; the choice is deterministic.
+        sigma: width of the kernel.
+    Returns: k distinct indices, in the order chosen.
+    """
+    features, n = pool.rows, pool.n
+    portion = max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
+    covered = features.new_zeros(n)  # m_i
+
+    def similarity(samples: Tensor) -> Tensor:
+        # |a - b|^2 = 2 - 2 a . b
+        return (features[samples] @ features.T).sub_(1).mul_(2 / sigma**2).exp_()  # (c, d) x (d, n) -> (c, n)
+
+    def gains_of(samples: Tensor) -> Tensor:
+        return torch.cat([(similarity(some) - covered).clamp_min_(0).sum(dim=1) for some in samples.split(portion)])
+
+    for some in torch.tensor(pool.candidates.labeled, dtype=torch.int64, device=features.device).split(portion):
+        if len(some):
+            torch.maximum(covered, similarity(some).amax(dim=0), out=covered)
+    closed = pool.closed()
+    bounds = features.new_full((n,), -torch.inf)
+    gained = torch.zeros_like(closed)  # whether the bound is the gain itself
+    for some in progress_bar((~closed).nonzero().squeeze(1).split(portion), desc="gains"):
+        bounds[some] = gains_of(some)
+        gained[some] = True
+    chosen: list[int] = []
+    for _ in progress_bar(range(k), desc="covering"):
+        looked_at = FIRST_PORTION
+        while True:
+            enough = bounds.masked_fill(~gained, -torch.inf).max() * (1 - TIE)
+            promising = bounds.masked_fill(gained, -torch.inf).topk(min(looked_at, n))
+            some = promising.indices[promising.values.isfinite() & (promising.values >= enough)]
+            if not len(some):
+                break
+            bounds[some] = gains_of(some)
+            gained[some] = True
+            looked_at = min(2 * looked_at, portion)
+        chosen.append(int((bounds >= enough).nonzero()[0]))
+        newest = torch.tensor(chosen[-1:], device=features.device)
+        torch.maximum(covered, similarity(newest)[0], out=covered)
+        bounds[newest] = -torch.inf
+        torch.eq(bounds, 0, out=gained)  # no gain falls below that
     return chosen

@@ -87,7 +87,7 @@ BASELINES = {
         "nothing; --sigma, 1, hardly matters",
         "n^2 similarities at first, about 7 n^2 for k = n / 50; O(n) memory",
         "290 s, 857 MB",
-        "data_selection.baselines.maxherding:maxherding_samples",
+        "data_selection.baselines.herding:maxherding_samples",
         ("sigma",),
     ),
     "bilaf": Baseline(

@@ -8,7 +8,7 @@ from common.command_line import ArgumentParser, number
 from common.processes import launched
 from data_selection.activeft import reference, selection
 from data_selection.activeft.pool import Pool
-from data_selection.activeft.settings import Selection, Settings
+from data_selection.activeft.selection import Selection, Settings
 from data_selection.sample_tools.subset_command import Request, add_pool_options, read_request, select_subsets
 
 PUBLISHED_BATCH_SIZE = 100_000  # of the ImageNet script

@@ -24,7 +24,7 @@ from common.feature_file import read_features
 from common.processes import launched
 from common.subset_file import read_subset_ids
 from data_selection.activeft.pool import Pool
-from data_selection.activeft.settings import Selection
+from data_selection.activeft.selection import Selection
 from data_selection.baselines.methods import BASELINES, listing
 from data_selection.sample_tools.subset_command import add_pool_options, named, read_request, select_subsets
 

@@ -25,7 +25,7 @@ from common.subset_file import (
     write_provenance,
 )
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
-from data_selection.activeft.settings import Selection
+from data_selection.activeft.selection import Selection
 from data_selection.evidence.duplicates import duplicate_of
 from data_selection.sample_tools.subset_export import Exports, add_export_options, read_exports, represented
 
