@@ -2,24 +2,19 @@
 
     python experiments/bench_selection.py --feature_path data_selection/features/CIFAR10_train.npy
 
-Every method runs in its own process, in turn; figures are medians. Without a feature file the pool is generated:
-Gaussian clusters with a decaying spectrum, d = 384. A run of the reference is timed over a few iterations and scaled to
-all of them. The memory is what a method adds to the features it is given; select holds a copy of them with unit rows.
+Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
+machine that others use), and what a method adds to the memory of the features it is given; select holds a copy of them
+with unit rows. The ratios are those of the reference to select, of seconds and of CPU seconds. Imports and the reading
+of the features are not in the figures of a method; `process` is all of select's process, with them.
 
-Measured on 2 cores of an Intel server CPU with AMX, torch 2.15, with OMP_WAIT_POLICY=passive and 384 features of the
-50,000 CIFAR-10 training images from a small ViT, --n 50000 --k 1000, in 13 minutes:
-
-       n      k             select          reference  ratio            k-means
-   50000   1000     20.0 s   214 MB    237.9 s   930 MB  11.7x      8.1 s    92 MB
-
-300 iterations and the matching of select and reference, 100 iterations of k-means. Of the memory of select, 73 MB are
-the copy of the features with unit rows.
+Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
+reference is timed over a few iterations and scaled to all of them.
 """
 
 import argparse
 import json
+import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +29,7 @@ from common.errors import InputError
 from common.feature_file import read_features
 
 METHODS = ("select", "reference", "kmeans")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def generated_features(n: int, d: int = 384, clusters: int = 500, seed: int = 0) -> np.ndarray:
@@ -63,15 +59,22 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict[str, float]:
-    """Run one method in this process. Returns: seconds and megabytes, the peak it adds."""
-    from sklearn.cluster import KMeans
+def processor() -> str:
+    """The name of the processor, as far as the system tells."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
+
+def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[float]:
+    """Run one method in this process. Returns: seconds, CPU seconds, and megabytes, the peak it adds."""
     from data_selection.activeft import reference, select
     from data_selection.activeft.pool import Candidates, read_pool
     from data_selection.activeft.selection import Settings
 
     if method == "kmeans":  # it sees the same unit rows
+        from sklearn.cluster import KMeans
+
         features = features / np.linalg.norm(features, axis=1, keepdims=True)
     candidates, settings = Candidates(len(features)), Settings(max_iter=iterations)
     run_method = {
@@ -79,30 +82,32 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> dict[
         "reference": lambda: reference.optimise(read_pool(features, candidates), k, settings),
         "kmeans": lambda: KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0).fit(features),
     }[method]
-    before, start = peak_memory(), time.perf_counter()
+    before, start, cpu_start = peak_memory(), time.perf_counter(), time.process_time()
     run_method()
-    return {"seconds": time.perf_counter() - start, "megabytes": peak_memory() - before}
+    return [time.perf_counter() - start, time.process_time() - cpu_start, peak_memory() - before]
 
 
-def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> tuple[float, float]:
-    """Seconds and MB of one method in a fresh process."""
+def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> np.ndarray:
+    """Seconds, CPU seconds and MB of one method in a fresh process, and the seconds of the process."""
     options = f"--child {method} --n {n} --k {k} --threads {args.threads} --iterations {iterations}"
     command = [sys.executable, __file__, *options.split()]
     command += ["--feature_path", args.feature_path] if args.feature_path else []
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{method} failed at n = {n}, k = {k}: {done.stderr.strip().splitlines()[-1]}")
-    measured = json.loads(done.stdout.splitlines()[-1])
-    return measured["seconds"], measured["megabytes"]
+    return np.array([*json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start])
 
 
-def cost(args: argparse.Namespace, method: str, n: int, k: int) -> tuple[float, float]:
-    """Seconds and MB of a whole run; of the reference from two short ones, which differ in --timed_iterations."""
+def cost(args: argparse.Namespace, method: str, n: int, k: int) -> np.ndarray:
+    """The same for a whole run; of the reference from two short ones, which differ in --timed_iterations."""
     if method != "reference":
         return measure_in_child(args, method, n, k, args.iterations if method == "select" else args.kmeans_iterations)
-    one, _ = measure_in_child(args, method, n, k, 1)
-    more, megabytes = measure_in_child(args, method, n, k, 1 + args.timed_iterations)
-    return one + (args.iterations - 1) * (more - one) / args.timed_iterations, megabytes
+    one = measure_in_child(args, method, n, k, 1)
+    more = measure_in_child(args, method, n, k, 1 + args.timed_iterations)
+    scaled = one + (args.iterations - 1) * (more - one) / args.timed_iterations
+    scaled[2] = more[2]
+    return scaled
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,16 +128,16 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
         print(json.dumps(measure(args.child, load(args.feature_path, args.n[0]), args.k[0], args.iterations)))
         return
-    print(f"{'n':>8} {'k':>6} {'select':>18} {'reference':>18} {'ratio':>6} {'k-means':>18}")
+    print(f"{processor()}, {args.threads} threads, medians of {args.repeats}")
+    titles = "".join(f"{title:>27}" for title in METHODS)
+    print(f"{'n':>8} {'k':>6}{titles} {'process':>9} {'ratio':>7} {'of CPU':>7}")
     # n varies at the largest k, k at the largest n
     for n, k in sorted({(n, max(args.k)) for n in args.n} | {(max(args.n), k) for k in args.k}):
-        rounds = [[cost(args, method, n, k) for method in METHODS] for _ in range(args.repeats)]
-        ratio = statistics.median(reference[0] / select[0] for select, reference, _ in rounds)
-        select, reference, kmeans = (
-            f"{statistics.median(seconds for seconds, _ in runs):8.1f} s {max(mb for _, mb in runs):5.0f} MB"
-            for runs in zip(*rounds, strict=True)
-        )
-        print(f"{n:8} {k:6} {select} {reference} {ratio:5.1f}x {kmeans}", flush=True)
+        # (repeats, methods, figures)
+        costs = np.array([[cost(args, method, n, k) for method in METHODS] for _ in range(args.repeats)])
+        shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, _ in np.median(costs, axis=0))
+        seconds, cpu, _, _ = np.median(costs[:, 1] / costs[:, 0], axis=0)
+        print(f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s {seconds:6.1f}x {cpu:6.1f}x", flush=True)
 
 
 if __name__ == "__main__":

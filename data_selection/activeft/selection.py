@@ -182,5 +182,5 @@ def lr_at(iteration: int, settings: Settings) -> float:
 
 def memory_bytes(pool_rows: int, batch_rows: int, d: int, k: int) -> int:
     """Memory of a process that holds `pool_rows` of the pool and uses `batch_rows` of them for an iteration."""
-    copied = batch_rows  # the batch, or of a whole pool at most as much in its principal axes
-    return 4 * d * (pool_rows + copied + COPIES_OF_PROTOTYPES * k) + BYTES_PER_SAMPLE * batch_rows + WORKING_BYTES
+    # The batch, or of a whole pool at most as much in its principal axes, comes on top of the pool.
+    return 4 * d * (pool_rows + batch_rows + COPIES_OF_PROTOTYPES * k) + BYTES_PER_SAMPLE * batch_rows + WORKING_BYTES
