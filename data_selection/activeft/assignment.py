@@ -120,13 +120,11 @@ class NearestPrototypes:
         self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # of the pairs on the list (p,)
         self.bounds = torch.empty(0)  # on similarity - path, (p,)
         sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
-        below = (
-            self.floor[sampled, None] - self.vectors[sampled, :-2] @ bounding(self.centres, self.axes).T
-        )  # (some, k)
-        iterations = (below / speeds(steps)).flatten()  # in which a prototype could come above the floor
+        bounds = self.vectors[sampled, :-2] @ bounding(self.centres, self.axes).T  # (some, e) x (e, k) -> (some, k)
+        iterations = (self.floor[sampled, None] - bounds) / speeds(steps)  # in which one could come above the floor
         pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
-        wanted = min(pairs * len(below), len(iterations))
-        self.horizon = iterations.kthvalue(wanted).values.clamp_min(0)
+        wanted = min(pairs * len(iterations), iterations.numel())
+        self.horizon = iterations.flatten().kthvalue(wanted).values.clamp_min(0)
         self._list(torch.arange(k), steps)
 
     def _list(self, some: Tensor, steps: Tensor) -> None:

@@ -1,13 +1,12 @@
 """ProbCover: balls around the chosen samples that cover as much of the pool as possible."""
 
 import random
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from common.progress import progress_bar
-from data_selection.activeft.pool import Pool, distance
+from data_selection.activeft.pool import Pool, chunks, distance
 from data_selection.baselines.clusters import clusters_of
 
 PURITY = 0.95
@@ -31,14 +30,20 @@ def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]
     covered = torch.zeros(n, dtype=torch.bool, device=features.device)
     closed = pool.closed()
     gain = torch.zeros(n, dtype=torch.int64, device=features.device)  # uncovered samples in each ball
-    for rows in progress_bar(list(chunks(torch.arange(n), n)), desc="balls"):
-        gain += (features[rows.to(features.device)] @ features.T >= least).sum(dim=0)  # (chunk, n) -> (n,)
+    buffer = features.new_empty(rows_at_a_time(n), n)  # a new one for every chunk would leave holes in memory
+
+    def in_balls_of(rows: Tensor) -> Tensor:
+        """How many of these samples are in the ball of each sample, (n,)."""
+        return (torch.mm(features[rows], features.T, out=buffer[: len(rows)]) >= least).sum(dim=0)
+
+    for rows in progress_bar(torch.arange(n, device=features.device).split(rows_at_a_time(n)), desc="balls"):
+        gain += in_balls_of(rows)
 
     def cover(centre: int) -> None:
         newly = ((features @ features[centre] >= least) & ~covered).nonzero().squeeze(1)
         covered[newly] = True
-        for rows in chunks(newly, n):
-            gain.sub_((features[rows] @ features.T >= least).sum(dim=0))
+        for rows in newly.split(rows_at_a_time(n)):
+            gain.sub_(in_balls_of(rows))
 
     for labeled in pool.candidates.labeled:
         cover(labeled)
@@ -67,16 +72,18 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
     n = len(features)
     cluster, _ = clusters_of(features, classes, seed)
     drawn = random.Random(seed).sample(range(n), min(n, PURITY_SAMPLES))
-    nearest = [
-        (features[rows] @ features.T).masked_fill_(cluster[rows, None] == cluster, -torch.inf).amax(dim=1)  # (chunk,)
-        for rows in chunks(torch.tensor(drawn, device=features.device), n)
-    ]
-    reach = distance(torch.cat(nearest)).sort().values
+    nearest = features.new_empty(len(drawn))
+    buffer = features.new_empty(rows_at_a_time(n), n)
+    for piece in chunks(len(drawn), rows_at_a_time(n)):
+        rows = torch.tensor(drawn[piece], device=features.device)
+        similarity = torch.mm(features[rows], features.T, out=buffer[: len(rows)])  # (chunk, d) x (d, n) -> (chunk, n)
+        nearest[piece] = similarity.masked_fill_(cluster[rows, None] == cluster, -torch.inf).amax(dim=1)
+    reach = distance(nearest).sort().values
     # Just below the first distance at which more than 5% of the balls would reach another cluster.
     impure = int((1 - PURITY) * len(reach))
     return float(reach[impure]) * (1 - 1e-6)
 
 
-def chunks(rows: Tensor, n: int) -> Iterator[Tensor]:
-    """Rows in portions whose similarities to n samples fit into memory."""
-    return iter(rows.split(max(FEWEST_ROWS, CHUNK_ELEMENTS // n)))
+def rows_at_a_time(n: int) -> int:
+    """So many rows that their similarities to n samples fit into memory."""
+    return max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
