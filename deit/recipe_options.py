@@ -15,14 +15,17 @@ PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
 PUBLISHED_EPOCHS = 1000
 PUBLISHED_PADDING = 4
-# What --recipe few-labels changes of the published recipe; why, and what it was settled on, is in the README beside it.
+# What --recipe few-labels changes of the published recipe. Settled on random subsets of 250 and 1,000 CIFAR-10 images
+# with a small ViT, 2,000 other training images to measure on, 1 or 2 seeds: at 1e-4 the accuracy of 250 labels falls
+# below their readout's, at 3e-5 that of 1,000 gains nothing; a border of 2 pixels costs half a point even where it
+# mirrors the image; mixup gained nothing. The least crop of large images is not measured.
 FEW_LABELS = {
     "head_init": "linear",
-    "updates": 150,
+    "updates": 100,
     "total_batch_size": 32,
     "repeated_aug": False,  # three copies of each image leave 11 different ones in an update
     "opt": "adamw",
-    "lr": 3e-4 * PUBLISHED_TOTAL_BATCH / 32,
+    "lr": 5e-5 * PUBLISHED_TOTAL_BATCH / 32,
     "weight_decay": 0.05,
     "layer_decay": 0.75,
     "clip_grad": 2.0,
@@ -30,8 +33,7 @@ FEW_LABELS = {
     "min_lr": 0.0,
     "drop_path": 0.0,
     "smoothing": 0.0,
-    "crop_padding": 2,
-    "padding_mode": "reflect",
+    "crop_padding": 0,
     "crop_scale": 0.5,
     "model_ema_decay": 0.99,
     "model_ema_warmup": True,
