@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MEASURED_ON = (
     "measured for 1,000 of 50,000 images, 384 features of each: CPU seconds (user and system) of the whole command "
-    "with one thread on a loaded server, and its peak resident memory, of which Python with torch is 664 MB"
+    "with one thread on an idle server, and its peak resident memory, of which Python with torch is 664 MB"
 )
 
 
@@ -36,49 +36,49 @@ BASELINES = {
         "samples drawn uniformly",
         "nothing, not even the features' values",
         "nothing",
-        "2.6 s, 712 MB",
+        "2.0 s, 712 MB",
         "data_selection.activeft.initialisation:random_samples",
     ),
     "fds": Baseline(
         "farthest point sampling on unit features",
         "nothing",
         "n k similarities; O(n) memory",
-        "9.8 s, 789 MB",
+        "5.3 s, 789 MB",
         "data_selection.activeft.initialisation:farthest_points",
     ),
     "kmeans": Baseline(
         "the samples nearest to the centres of k-means",
         "scikit-learn",
         "n k similarities per iteration, at most 100; a copy of the features",
-        "73 s, 1,007 MB",
+        "59 s, 1,007 MB",
         "data_selection.baselines.clusters:kmeans_samples",
     ),
     "coreset": Baseline(
         "greedy k-centre on the features as extracted (Sener and Savarese, ICLR 2018)",
         "features whose norms mean something",
         "n k similarities; O(n) memory",
-        "9.6 s, 789 MB",
+        "5.4 s, 789 MB",
         "data_selection.activeft.initialisation:farthest_points",
     ),
     "herding": Baseline(
         "samples whose mean follows the pool's (Welling, ICML 2009)",
         "nothing",
         "n k similarities; O(n) memory",
-        "8.9 s, 715 MB",
+        "5.0 s, 715 MB",
         "data_selection.baselines.herding:herding_samples",
     ),
     "typiclust": Baseline(
         "the most typical samples of clusters (Hacohen et al., ICML 2022)",
         "scikit-learn; small budgets: it makes at most 500 clusters",
         "n^2 / c similarities for c = min(k, 500) clusters, and k-means; O(n) memory and the rows of a cluster",
-        "16 s, 912 MB",
+        "12 s, 912 MB",
         "data_selection.baselines.typiclust:typiclust_samples",
     ),
     "probcover": Baseline(
         "balls that cover most of the pool (Yehuda et al., NeurIPS 2022)",
         "a radius, --delta, or the number of classes to estimate it from (scikit-learn)",
         "up to 2 n^2 similarities, whatever k; O(n) memory",
-        "62 s, 1,035 MB",
+        "55 s, 1,035 MB",
         "data_selection.baselines.probcover:probcover_samples",
         ("delta", "num_classes"),
     ),
@@ -86,7 +86,7 @@ BASELINES = {
         "samples that cover most of the pool, the nearer the better (Bae et al., ECCV 2024)",
         "nothing; --sigma, 1, hardly matters",
         "n^2 similarities at first, about 7 n^2 for k = n / 50; O(n) memory",
-        "290 s, 857 MB",
+        "264 s, 857 MB",
         "data_selection.baselines.herding:maxherding_samples",
         ("sigma",),
     ),
@@ -94,7 +94,7 @@ BASELINES = {
         "core samples by ActiveFT, then boundaries of their pseudo-classes (Lu et al., NeurIPS 2024)",
         "a budget well above the number of core samples K (--core_number): with few labels, boundaries mislead",
         "n K similarities per iteration of ActiveFT, at most n (K + k) after it; O(n) memory and the rows of a class",
-        "24 s, 803 MB",
+        "14 s, 803 MB",
         "data_selection.baselines.bilaf:bilaf_samples",
         ("core_number", "core_ids", "core_method"),
     ),
@@ -102,7 +102,7 @@ BASELINES = {
         "of each k-means cluster the densest sample far from the others' (Wang et al., ECCV 2022)",
         "scikit-learn; its weight of the repulsion, --repulsion, matters",
         "n^2 similarities and k-means into k clusters; a copy of the features",
-        "96 s, 1,008 MB",
+        "87 s, 1,008 MB",
         "data_selection.baselines.usl:usl_samples",
         ("neighbours", "repulsion", "alpha", "rounds"),
     ),
