@@ -14,7 +14,6 @@ PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
 PUBLISHED_EPOCHS = 1000
-PUBLISHED_PADDING = 4
 # What --recipe few-labels changes of the published recipe. Settled on random subsets of 250 and 1,000 CIFAR-10 images
 # with a small ViT, 2,000 other training images to measure on, 1 or 2 seeds: at 1e-4 the accuracy of 250 labels falls
 # below their readout's, at 3e-5 that of 1,000 gains nothing; a border of 2 pixels costs half a point even where it
@@ -62,15 +61,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--total-batch-size",
         type=natural,
-        help="images per update, over all processes; default: --batch-size times the number of processes",
+        help="per update, over all processes; default: --batch-size times their number",
     )
     add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
-    add(
-        "--recipe",
-        default="published",
-        choices=RECIPES,
-        help="few-labels: other defaults, for the best accuracy from few labels; what is given beside it counts",
-    )
+    add("--recipe", default="published", choices=RECIPES, help="few-labels: other defaults, which options override")
     add("--epochs", type=natural, help=f"default: {PUBLISHED_EPOCHS}, or as many as --updates take")
     add("--updates", type=natural, help="instead of --epochs: at least so many updates, in whole epochs")
     add("--finetune", default="", help="a pretrained backbone; file or https://")
@@ -82,12 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="write TensorBoard's files as well")
     add("--dist-eval", action="store_true", help="divide the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
-    add(
-        "--cache-mb",
-        default=4096,
-        type=whole,
-        help="memory for decoded images, half of it for evaluation",
-    )
+    add("--cache-mb", default=4096, type=whole, help="memory for decoded images, half of it for evaluation")
     add("--pin-mem", default=True, action="store_true", help="pinned memory for faster copies to the GPU")
     add("--no-pin-mem", dest="pin_mem", action="store_false")
     add("--world_size", default=1, type=natural, help="accepted for compatibility; has no effect: the launcher sets it")
@@ -153,25 +142,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
     add("--color-jitter", default=0.0, type=not_negative)
-    add(
-        "--hflip",
-        default=PUBLISHED_HFLIP,
-        type=share,
-        help="probability of a horizontal flip; 0 for digits and letters",
-    )
-    add(
-        "--crop-padding",
-        default=PUBLISHED_PADDING,
-        type=whole,
-        help="pixels around an image of up to 32 that is cropped to its size",
-    )
+    add("--hflip", default=PUBLISHED_HFLIP, type=share, help="probability of a flip; 0 for digits and letters")
+    add("--crop-padding", default=4, type=whole, help="pixels around an image of up to 32 before it is cropped again")
     add("--padding-mode", default="constant", choices=["constant", "reflect"], help="constant: black, as published")
-    add(
-        "--crop-scale",
-        default=0.08,
-        type=number(float, maximum=1, above=0),
-        help="least share of a larger image that is cropped from it",
-    )
+    add("--crop-scale", default=0.08, type=number(float, maximum=1, above=0), help="least share of a larger image")
     add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
@@ -267,11 +241,14 @@ def check_departures(args: argparse.Namespace) -> None:
         )
         if is_given
     ]
+    name = f"--recipe {args.recipe}" if args.recipe != "published" else "".join(given[:1])
     if given and (args.eval or args.probe):
-        raise InputError(f"{given[0]} is for training, and --{'eval' if args.eval else 'probe'} trains nothing")
+        raise InputError(f"{name} is for training, and --{'eval' if args.eval else 'probe'} trains nothing")
     if given and given[0] in ON_THE_BACKBONE and not (args.resume or args.finetune):
-        raise InputError(f"{given[0]} needs --resume, the pretrained backbone")
-    if args.freeze == "backbone" and args.layer_decay is not None:
-        raise InputError(f"--layer-decay {args.layer_decay} sets the rates of a backbone that --freeze backbone keeps")
+        raise InputError(f"{name} needs --resume, the pretrained backbone")
+    if args.freeze == "backbone" and args.layer_decay not in (None, 1):
+        raise InputError(
+            f"--layer-decay {args.layer_decay:g} sets the rates of a backbone that --freeze backbone keeps: give 1"
+        )
     if args.freeze == "backbone" and args.drop:
         raise InputError(f"--drop {args.drop} has no effect with --freeze backbone")

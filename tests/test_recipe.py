@@ -180,6 +180,19 @@ def test_epochs_beside_the_recipe_replace_its_updates():
     assert run_length(args, build_plan(args, 1000, Processes())[1]) == 3
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--probe", "linear"], "--recipe few-labels is for training, and --probe trains nothing"),
+        (["--resume", ""], "--recipe few-labels needs --resume"),
+        (["--freeze", "backbone"], "--layer-decay 0.75 sets the rates of a backbone .* give 1"),
+    ],
+)
+def test_what_does_not_go_with_few_labels_is_refused_by_its_name(extra, message):
+    with pytest.raises(InputError, match=message):
+        few_labels(*extra)
+
+
 def test_epochs_and_updates_together_are_refused():
     with pytest.raises(InputError, match="--epochs 3 and --updates 40 are both given"):
         few_labels("--epochs", "3", "--updates", "40")
