@@ -101,6 +101,8 @@ def weighted_neighbours(k: int, classes: int) -> KNeighborsClassifier:
     """20 nearest neighbours by cosine, weighted with exp(cosine / 0.07): DINO's readout (Caron et al., 2021).
 
     Never more neighbours than a class has on average among the k labelled samples.
+    Both numbers are fixed, not cross-validated as the linear readout's strength: published kNN readouts have them, and
+    these are compared with those; and neighbours are there to show the features as they are, with nothing fitted.
     """
     weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
     return KNeighborsClassifier(min(NEIGHBOURS, max(1, k // classes)), metric="cosine", weights=weights)
