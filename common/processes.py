@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from common.errors import InputError
 
 Result = TypeVar("Result")
 CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
+SECONDS_TO_RELEASE = 0.1
 
 
 @dataclass(frozen=True)
@@ -185,4 +187,7 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
         raise
     finally:
         if dist.is_initialized():
+            # gloo's threads release their last tensors, for which they need the interpreter; to join them holds it, for
+            # ever where it is too early (seen with torch 2.6).
+            time.sleep(SECONDS_TO_RELEASE)
             dist.destroy_process_group()
