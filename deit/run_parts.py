@@ -123,8 +123,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
-    run = {**options, **data.identity, "input_size": input_size(args), "images_per_update": plan.images_per_update}
-    run["epochs"] = run_length(args, plan)
+    run = {**options, **data.identity, "input_size": input_size(args)}
+    run |= {"epochs": run_length(args, plan), "images_per_update": plan.images_per_update}
     # What predict.py needs beside the weights.
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}

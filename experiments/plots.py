@@ -26,10 +26,10 @@ IMAGES_PER_ROW = 14
 def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], picture: Path) -> Path:
     """One panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
     rows = 1 if len(tables) < 4 else 2
+    per_row = -(-len(tables) // rows)
     figure, axes = plt.subplots(
-        rows, -(-len(tables) // rows), figsize=(5 * -(-len(tables) // rows) + 1.2, 4.5 * rows), layout="constrained",
-        squeeze=False, sharey=True,
-    )  # fmt: skip
+        rows, per_row, figsize=(5 * per_row + 1.2, 4.5 * rows), layout="constrained", squeeze=False, sharey=True
+    )
     lines = {}
     for axis, (readout, columns) in zip(axes.flat, tables.items(), strict=False):
         for position, (method, label) in enumerate(METHODS.items()):

@@ -132,8 +132,8 @@ def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [100, 1 << 22])
 def test_probcover_takes_the_ball_that_covers_most_of_what_is_left(chunk, monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.probcover.CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr("data_selection.baselines.probcover.FEWEST_ROWS", 1)
+    monkeypatch.setattr("data_selection.activeft.pool.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("data_selection.activeft.pool.FEWEST_ROWS", 1)
     pool = unit(150, 3)
     inside = torch.cdist(pool.double(), pool.double()) <= 0.5
     left = ~inside[9]
@@ -168,8 +168,8 @@ def test_probcovers_radius_is_the_largest_at_which_95_percent_of_the_balls_are_p
 
 @pytest.mark.parametrize(("sigma", "chunk"), [(1.0, 1 << 22), (1.0, 300), (0.3, 1 << 22), (5.0, 300)])
 def test_maxherding_always_takes_the_sample_that_adds_most_to_the_coverage(sigma, chunk, monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.herding.CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr("data_selection.baselines.herding.FEWEST_ROWS", 1)
+    monkeypatch.setattr("data_selection.activeft.pool.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("data_selection.activeft.pool.FEWEST_ROWS", 1)
     pool = planted_clusters(60, 40, 30, 20, spread=0.3)[0].double()
     kernel = torch.exp(-((torch.cdist(pool, pool) / sigma) ** 2))
     chosen = [7, 100]

@@ -11,6 +11,8 @@ from common.errors import InputError
 from common.processes import Processes
 
 ROWS_AT_A_TIME = 8192
+CHUNK_ELEMENTS = 1 << 22  # similarities to a whole pool held at once
+FEWEST_ROWS = 64  # of them, however large the pool: a matrix product of fewer is slow
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ def read_rows(
 def chunks(n: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that together are 0..n - 1."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def rows_at_a_time(n: int) -> int:
+    """So many rows that their similarities to n samples fit into memory."""
+    return max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
 
 
 def distance(similarity: Tensor) -> Tensor:

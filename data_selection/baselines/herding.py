@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 
 from common.progress import progress_bar
-from data_selection.activeft.pool import Pool
+from data_selection.activeft.pool import Pool, rows_at_a_time
 
-CHUNK_ELEMENTS = 1 << 22
-FEWEST_ROWS = 64  # at a time, however large the pool: a matrix product of fewer is slow
 FIRST_PORTION = 8  # candidates looked at together, then twice as many
 TIE = 1e-5  # of a gain: what rounding may make of equal ones
 
@@ -55,7 +53,7 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     Returns: k distinct indices, in the order chosen.
     """
     features, n = pool.rows, pool.n
-    portion = max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
+    portion = rows_at_a_time(n)
     covered = features.new_zeros(n)  # m_i
 
     def similarity(samples: Tensor) -> Tensor:

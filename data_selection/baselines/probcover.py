@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from common.progress import progress_bar
-from data_selection.activeft.pool import Pool, chunks, distance
+from data_selection.activeft.pool import Pool, chunks, distance, rows_at_a_time
 from data_selection.baselines.clusters import clusters_of
 
 PURITY = 0.95
 PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from
-CHUNK_ELEMENTS = 1 << 22
-FEWEST_ROWS = 64  # at a time, however large the pool: a matrix product of fewer is slow
 
 
 def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]:
@@ -82,8 +80,3 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
     # Just below the first distance at which more than 5% of the balls would reach another cluster.
     impure = int((1 - PURITY) * len(reach))
     return float(reach[impure]) * (1 - 1e-6)
-
-
-def rows_at_a_time(n: int) -> int:
-    """So many rows that their similarities to n samples fit into memory."""
-    return max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
