@@ -3,7 +3,7 @@
 Scripts import it before torch, whose threads are set up when it is loaded.
 """
 
-from common.processors import share_processors
+from common.cpus import share_processors
 
 VERSION = "1.0"
 

@@ -71,6 +71,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 
 
+def check_optimizer(name: str) -> None:
+    """Raises InputError where timm has none of this name."""
+    if name in ("sgd", "adamw", "lamb"):
+        return
+    from timm.optim import list_optimizers  # a second to load
+
+    if name not in list_optimizers():
+        raise InputError(f"--opt {name} is not known to timm; try sgd, adamw or lamb")
+
+
 def add_mask_options(parser: argparse.ArgumentParser) -> None:
     """How the labels of masks name classes: what common.scenes.mask_labels reads."""
     add = parser.add_argument

@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from common.cpus import worker_count
 from common.errors import InputError
+from common.feature_file import FeatureFile
 from common.images import NO_LABEL
-from common.processors import worker_count
+from common.processes import Processes, passes
 from common.progress import progress_bar
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -132,6 +134,33 @@ class ImagesOrBlack(Dataset):
         except InputError:
             return torch.zeros(3, self.input_size, self.input_size, dtype=torch.uint8), NO_LABEL, False
         return pixels, label, True
+
+
+def missing_batches(
+    images: Dataset,
+    input_size: int,
+    file: FeatureFile,
+    processes: Processes,
+    batch_size: int,
+    workers: int,
+    doing: str,
+) -> Iterator[tuple[Sequence[int], Iterator[Tensor], Tensor, Tensor]]:
+    """This process's share of the images whose rows a feature file lacks, in batches, with a progress bar.
+
+    Batches are fixed blocks of rows, whichever process computes them and however often the run was interrupted, so the
+    file is the same to the bit.
+    images: as bytes (3, input_size, input_size), with labels. doing: what the bar is called.
+    Yields: rows; their images on the device, in as many parts as are best computed one after the other; labels (b,);
+    and which of them can be read (b,).
+    """
+    device, blocks = processes.device, file.missing_blocks(batch_size)
+    processes.barrier()  # all have seen what is missing before anyone fills it in
+    blocks = blocks[processes.part(len(blocks))]
+    loader = ImageLoader(ImagesOrBlack(images, input_size), blocks, batch_size, workers, device.type == "cuda")
+    with progress_bar(total=sum(map(len, blocks)), unit="img", desc=doing, disable=not processes.is_main) as bar:
+        for rows, (pixels, labels, readable) in zip(blocks, loader, strict=True):
+            yield rows, (part.to(device, non_blocking=True) for part in passes(pixels, device)), labels, readable
+            bar.update(len(rows))
 
 
 class DecodedImages(Dataset):

@@ -16,12 +16,11 @@ from torchvision.transforms import InterpolationMode
 from common.errors import InputError
 from common.feature_file import FeatureFile, description_file, in_words
 from common.files import atomic_file, locked, write_json
-from common.image_loader import ImageLoader, ImagesOrBlack
+from common.image_loader import missing_batches
 from common.images import cifar, class_folders, image_folder, image_list, image_tree, open_rgb
 from common.networks import normalised
 from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
-from common.processes import Processes, autocast, launched, passes
-from common.progress import progress_bar
+from common.processes import Processes, autocast, launched
 from common.scenes import scene_images
 from data_selection.backbones import VITS, Backbone, build_backbone
 
@@ -141,33 +140,23 @@ def extract(
     num_workers: int = 16,
     amp: torch.dtype | None = None,
 ) -> None:
-    """Write the features of this process's share of the pool, a batch at a time; leave out what cannot be read.
-
-    Batches are fixed blocks of rows, whichever process computes them and however often the run was interrupted, so the
-    file is the same to the bit.
-    """
-    blocks = file.missing_blocks(batch_size)
-    processes.barrier()  # all have seen what is missing before anyone fills it in
-    blocks = blocks[processes.part(len(blocks))]
-    device, prepared = processes.device, backbone.preprocessing
-    images = ImagesOrBlack(pool, prepared.input_size)
-    loader = ImageLoader(images, blocks, batch_size, num_workers, pin_memory=device.type == "cuda")
-    backbone.network.to(device)
-    with progress_bar(total=sum(map(len, blocks)), unit="img", desc="extracting", disable=not processes.is_main) as bar:
-        for rows, (images, labels, readable) in zip(blocks, loader, strict=True):
-            parts = []
-            for part in passes(images, device):
-                pixels = normalised(part.to(device, non_blocking=True), prepared.mean, prepared.std)
-                with autocast(device, amp):
-                    parts.append(backbone.features(pixels).float())
-            features = torch.cat(parts).cpu()
-            finite = features.isfinite().all(dim=1) | ~readable
-            if not finite.all():
-                bad = rows[int(finite.int().argmin())]
-                raise InputError(f"{image_name(pool, bad)} has features that are not finite: try --amp off")
-            features[~readable] = torch.nan
-            file.write(rows, features.numpy(), labels.numpy())
-            bar.update(len(rows))
+    """Write the features of this process's share of the pool, a batch at a time; leave out what cannot be read."""
+    backbone.network.to(processes.device)
+    size, mean, std, _ = backbone.preprocessing
+    for rows, images, labels, readable in missing_batches(
+        pool, size, file, processes, batch_size, num_workers, "extracting"
+    ):
+        parts = []
+        for part in images:
+            with autocast(processes.device, amp):
+                parts.append(backbone.features(normalised(part, mean, std)).float())
+        features = torch.cat(parts).cpu()
+        finite = features.isfinite().all(dim=1) | ~readable
+        if not finite.all():
+            bad = rows[int(finite.int().argmin())]
+            raise InputError(f"{image_name(pool, bad)} has features that are not finite: try --amp off")
+        features[~readable] = torch.nan
+        file.write(rows, features.numpy(), labels.numpy())
 
 
 def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Finetuning a classifier on the chosen images: main.py runs, recipe_options.py has every option."""
+"""Finetuning a classifier on the chosen images: finetuning.py is a run, recipe_options.py has every option."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -11,6 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.networks import normalised
 from common.processes import Interruption, Processes, autocast
 from common.progress import progress_bar
 from common.training import Batch, Recipe, TrainingState, to_network, update_weights
@@ -145,3 +147,20 @@ def soft_distillation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """tau^2 / numel * sum KL over logits (b, c). (The published code divides by b * c, not by b.)"""
     student, teacher = (F.log_softmax(logits / tau, dim=1) for logits in (student, teacher))
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * tau**2 / student.numel()
+
+
+@torch.inference_mode()
+def most_probable(
+    model: nn.Module, parts: Iterable[Tensor], trained: dict[str, Any], amp_dtype: torch.dtype | None
+) -> np.ndarray:
+    """The two most probable classes of each image, (b, 4): class, its probability, the next class, its probability.
+
+    parts: images as bytes (_, 3, h, w), on the model's device. trained: what a checkpoint says of its run.
+    """
+    logits = []
+    for images in parts:
+        prepared = normalised(images, trained["mean"], trained["std"])
+        with autocast(images.device, amp_dtype):
+            logits.append(model(prepared).float())
+    probabilities, classes = torch.cat(logits).softmax(dim=1).topk(2)  # (b, 2)
+    return torch.stack([classes, probabilities], dim=2).flatten(1).cpu().numpy()

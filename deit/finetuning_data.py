@@ -23,11 +23,8 @@ from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from deit.image_sources import inaturalist, labelled_lists
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
-INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
 EVAL_RESIZE = 256 / 224
-DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
 MOST_NAMED_CLASSES = 8
 
 

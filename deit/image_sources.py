@@ -1,4 +1,4 @@
-"""Labelled images that lie otherwise than CIFAR's and ImageNet's: lists of a user's own, and iNaturalist."""
+"""Images that lie otherwise than CIFAR's and ImageNet's: a user's own, labelled or to be labelled, and iNaturalist."""
 
 import argparse
 from functools import partial
@@ -11,7 +11,7 @@ from torchvision.datasets import INaturalist
 from common.errors import InputError
 from common.files import read_json
 from common.image_list import check_present, labelled_images, notes_on, some
-from common.images import ListedImages, Transform, open_rgb
+from common.images import ListedImages, Transform, any_images, open_rgb
 from common.networks import input_size
 
 DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
@@ -40,6 +40,19 @@ def labelled_lists(
     notes = notes_on([*train, *(image._replace(added=False) for image in val)], "--labels")
     trained = ListedImages(root, train, None, loader, classes)
     return trained, ListedImages(root, val, transform, loader, classes) if val else None, notes
+
+
+def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform) -> tuple[Dataset, list[str], Path]:
+    """What predict.py labels: the images, what each is called, and the folder that these names are relative to."""
+    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * size)
+    source = Path(args.data_path)
+    if args.dataset == "HF" or source.suffix == ".parquet":
+        from common.hf_images import HFImages  # an optional package
+
+        images = HFImages(args.data_path, args.split, args.image_column, transform, loader)
+        return images, images.names, source
+    images = any_images(source, transform, loader)
+    return images, [path[len(str(images.root)) + 1 :] for path, _ in images.samples], images.root
 
 
 class NaturalImages(INaturalist):

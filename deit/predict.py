@@ -12,36 +12,18 @@ images of smallest margin, as a CSV to be labelled next.
 import argparse
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
-import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
-# isort: split
-import numpy as np
-import torch
-from torch import nn
-from torch.utils.data import Dataset
-
-from common.checkpoints import weights_checksum
-from common.command_line import ArgumentParser, number
-from common.command_line import run as run_command
+from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
 from common.feature_file import FeatureFile
 from common.files import locked, make_output_dir
 from common.image_list import labelled_images, some, write_image_list
-from common.image_loader import ImageLoader, ImagesOrBlack
-from common.images import any_images, open_rgb
-from common.networks import input_size, normalised
 from common.pool_paths import pool_images
-from common.processes import Processes, amp_dtype_of, autocast, launched, passes
-from common.progress import progress_bar
-from common.run_folder import read_trained
-from deit.finetuning_data import eval_transform
-from deit.image_sources import DECODED_AT_LEAST
-from deit.run_parts import build_model
 
 COLUMNS = ("path", "label", "probability", "second", "margin")
 TO_LABEL = ("path", "label", "predicted", "probability", "second", "margin")
@@ -69,63 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     add("--resume", action="store_true", help="continue an interrupted run")
-    return parser.parse_args(argv)
-
-
-def read_model(source: str) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
-    """A trained model, the options it was trained with, and what else its checkpoint says of the run."""
-    checkpoint, options, classes = read_trained(source, "deit/main.py")
-    if len(classes) < 2:
-        raise InputError(f"checkpoint {source} knows a single class, {classes[0]!r}: there is nothing to predict")
-    try:
-        model = build_model(options, len(classes))
-        model.load_state_dict(checkpoint["model"])
-    except (AttributeError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"checkpoint {source} does not hold the model that it names: {reason}") from None
-    return model.eval(), options, checkpoint["run"]
-
-
-def open_images(args: argparse.Namespace, size: int) -> tuple[Dataset, list[str], Path]:
-    """The images, prepared as in training, what each is called, and the folder that these names are relative to."""
-    transform, loader = eval_transform(size), partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * size)
-    source = Path(args.data_path)
-    if args.dataset == "HF" or source.suffix == ".parquet":
-        from common.hf_images import HFImages  # an optional package
-
-        images = HFImages(args.data_path, args.split, args.image_column, transform, loader)
-        return images, images.names, source
-    images = any_images(source, transform, loader)
-    return images, [path[len(str(images.root)) + 1 :] for path, _ in images.samples], images.root
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, run: dict[str, Any], images: Dataset, file: FeatureFile, args: argparse.Namespace, size: int,
-    processes: Processes,
-) -> None:  # fmt: skip
-    """Write the two most probable classes of this process's share of the images; leave out what cannot be read.
-
-    Batches are fixed blocks of rows, so the file does not depend on who computes which, or on interruptions.
-    """
-    device, amp_dtype = processes.device, amp_dtype_of(args.amp, processes.device)
-    blocks = file.missing_blocks(args.batch_size)
-    processes.barrier()  # all have seen what is missing before anyone fills it in
-    blocks = blocks[processes.part(len(blocks))]
-    loader = ImageLoader(ImagesOrBlack(images, size), blocks, args.batch_size, args.num_workers, device.type == "cuda")
-    model.to(device)
-    with progress_bar(total=sum(map(len, blocks)), unit="img", desc="predicting", disable=not processes.is_main) as bar:
-        for rows, (pixels, _, readable) in zip(blocks, loader, strict=True):
-            logits = []
-            for part in passes(pixels, device):
-                prepared = normalised(part.to(device, non_blocking=True), run["mean"], run["std"])
-                with autocast(device, amp_dtype):
-                    logits.append(model(prepared).float())
-            probabilities, classes = torch.cat(logits).softmax(dim=1).topk(2)  # (b, 2)
-            kept = torch.stack([classes, probabilities], dim=2).flatten(1).cpu()  # (b, 4)
-            kept[~readable] = torch.nan
-            file.write(rows, kept.numpy(), np.zeros(len(rows)))
-            bar.update(len(rows))
+    args = parser.parse_args(argv)
+    if args.labels and not args.least_certain:
+        raise InputError("--labels goes with --least_certain: what is labelled already is left out of that")
+    labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
+    return args
 
 
 def write_predictions(args: argparse.Namespace, table: np.ndarray, names: list[str], classes: list[str]) -> None:
@@ -153,15 +83,21 @@ def write_predictions(args: argparse.Namespace, table: np.ndarray, names: list[s
 def main(argv: list[str] | None = None) -> Path:
     """Returns: the path of the CSV."""
     args = parse_args(argv)
+    from common.checkpoints import weights_checksum  # with torch and timm, seconds to load
+    from common.image_loader import missing_batches
+    from common.networks import input_size
+    from common.processes import amp_dtype_of, launched
+    from deit.builders import build_trained
+    from deit.engine import most_probable
+    from deit.finetuning_data import eval_transform
+    from deit.image_sources import unlabelled_images
+
     output = Path(args.output)
-    if args.labels and not args.least_certain:
-        raise InputError("--labels goes with --least_certain: what is labelled already is left out of that")
     with launched(args.device) as processes, ExitStack() as held:
-        labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
-        model, options, run = read_model(args.checkpoint)
+        model, options, trained = build_trained(args.checkpoint)
         size = input_size(options)
         with processes.main_first():
-            images, names, root = open_images(args, size)
+            images, names, root = unlabelled_images(args, size, eval_transform(size))
         settings = {
             "weights": weights_checksum(model.state_dict()),
             "images_of": getattr(images, "identity", None) or str(root),
@@ -172,13 +108,18 @@ def main(argv: list[str] | None = None) -> Path:
         processes.together(lambda: processes.is_main and held.enter_context(locked(output.parent, output.name)))
         processes.together(lambda: processes.is_main and file.prepare(args.resume))
         file.open()
-        predict(model, run, images, file, args, size, processes)
+        model.to(processes.device)
+        batches = missing_batches(images, size, file, processes, args.batch_size, args.num_workers, "predicting")
+        for rows, parts, _, readable in batches:
+            probable = most_probable(model, parts, trained, amp_dtype_of(args.amp, processes.device))
+            probable[~readable] = np.nan
+            file.write(rows, probable, np.zeros(len(rows)))
         processes.barrier()  # all rows are written
         if processes.is_main:
-            write_predictions(args, np.asarray(file.table[:, :4]), names, run["classes"])
+            write_predictions(args, np.asarray(file.table[:, :4]), names, trained["classes"])
             file.discard()
     return output
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run(main)

@@ -3,13 +3,12 @@
 import argparse
 import importlib.util
 
-from timm.optim import list_optimizers
-
-from common.command_line import ArgumentParser, add_model_kwargs_option, add_run_options, number
+from common.command_line import ArgumentParser, add_model_kwargs_option, add_run_options, check_optimizer, number
 from common.errors import InputError
 from common.files import make_output_dir
-from deit.finetuning_data import DATA_SETS, INAT_CATEGORIES
 
+DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
+INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
@@ -212,8 +211,7 @@ def check_together(args: argparse.Namespace) -> None:
     if wanted and args.data_set == "CSV" and not args.val_labels:
         raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
     check_departures(args)
-    if args.opt not in list_optimizers():
-        raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
+    check_optimizer(args.opt)
     if args.distillation_type != "none" and not args.teacher_path:
         raise InputError(f"--distillation-type {args.distillation_type} needs --teacher-path, the teacher's checkpoint")
     wanted = [name for name in ("auto_resume", "confusion_matrix", "tensorboard") if getattr(args, name)]

@@ -33,9 +33,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
+from common.cpus import worker_count
 from common.feature_file import FeatureFile
 from common.processes import Processes, passes, pick_device
-from common.processors import worker_count
 from data_selection.backbones import Backbone, build_backbone
 from data_selection.extract_feature import parse_args
 from data_selection.extraction import amp_dtype, build_pool, extract

@@ -37,13 +37,13 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
+from common.cpus import worker_count
 from common.networks import input_size
 from common.processes import Interruption, Processes
-from common.processors import worker_count
+from deit.builders import build_model, build_plan, build_recipe, build_state, build_train_loader
 from deit.engine import end_epoch, train_one_epoch
 from deit.finetuning_data import build_datasets
 from deit.recipe_options import parse_args
-from deit.run_parts import build_model, build_plan, build_recipe, build_state, build_train_loader
 from experiments.bench_extraction import write_photo
 
 SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=4 num_heads=3"
@@ -79,7 +79,8 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
     sampler = RepeatedAugmentationSampler(len(images))
     loader = DataLoader(images, args.batch_size, sampler=sampler, num_workers=worker_count(args.num_workers))
     model = build_model(args, len(images.classes))
-    state = build_state(args, model, args.total_batch_size)
+    _, plan = build_plan(args, len(images), Processes())
+    state = build_state(args, model, plan)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
@@ -101,7 +102,7 @@ def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)
     sampler, plan = build_plan(args, len(data.train), processes)
-    state = build_state(args, build_model(args, len(data.classes)), plan.images_per_update)
+    state = build_state(args, build_model(args, len(data.classes)), plan)
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
     stream = BatchStream(sampler, plan, 0, 1, range(args.epochs))
     batches = iter(build_train_loader(args, data, stream, processes))

@@ -17,7 +17,6 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, run
 from experiments import paper_table
-from experiments.plots import plot_subsets
 from experiments.protocols import OUTPUT
 
 FOLDER = OUTPUT / "demo"
@@ -26,6 +25,8 @@ SLICE = "--dataset digits --methods random activeft --percents 2 --readouts fine
 
 def main(argv: list[str] | None = None) -> None:
     ArgumentParser("Compare 2% of the digits, selected by ActiveFT and at random.").parse_args(argv)
+    from experiments.plots import plot_subsets  # matplotlib, a second to load
+
     started = time.monotonic()
     paper_table.main([*SLICE.split(), "--output_dir", str(FOLDER)])
     subsets = {

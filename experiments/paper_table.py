@@ -26,19 +26,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, number, run, seed_number
+from common.cpus import worker_count
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, scenes_name, split_folder, write_json
-from common.processors import worker_count
 from deit.recipe_options import parse_args as parse_finetuning_options
-from experiments.cells import Comparison, Result
-from experiments.plots import plot_accuracies
 from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
-from experiments.table import columns_of, markdown
 from segmenter.recipe_options import parse_args as parse_segmentation_options
+
+if TYPE_CHECKING:
+    from experiments.results import Result
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
@@ -152,8 +153,11 @@ def visible_gpus() -> list[str]:
     return [*map(str, range(torch.cuda.device_count()))] if given is None else [gpu for gpu in given.split(",") if gpu]
 
 
-def write_table(protocol: Protocol, results: list[Result]) -> None:
+def write_table(protocol: Protocol, results: list["Result"]) -> None:
     """Print the table, and write it as text, as numbers and as a picture."""
+    from experiments.plots import plot_accuracies
+    from experiments.table import columns_of, markdown
+
     output_dir = make_output_dir(protocol.output_dir)
     table = markdown(protocol, results)
     print(f"\n{table}")
@@ -169,6 +173,8 @@ def write_table(protocol: Protocol, results: list[Result]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args, protocol = parse_args(argv)
+    from experiments.results import Comparison  # with scikit-learn, seconds to load
+
     comparison = Comparison(protocol)
     if args.dry_run:
         print("\n".join(comparison.commands))

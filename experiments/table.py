@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from experiments.cells import Result
 from experiments.protocols import (
     METHODS,
     PUBLISHED_COLUMNS,
@@ -13,6 +12,7 @@ from experiments.protocols import (
     Protocol,
     published_accuracy,
 )
+from experiments.results import Result
 from experiments.significance import (
     LEVEL,
     Column,

@@ -1,7 +1,7 @@
 """Segmenter's evaluation: a sliding window over each image, one confusion matrix over all, pictures of predictions."""
 
 import colorsys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from common.files import atomic_file
-from common.images import open_rgb
+from common.images import ImageFiles, open_rgb
 from common.processes import Processes, autocast
 from common.progress import progress_bar
 from common.run_folder import MOST_NAMED_CLASSES, save_figure
-from common.scenes import IGNORED
+from common.scenes import IGNORED, MaskLabels
 from segmenter.segmentation_data import Scenes
 
 GOLDEN_RATIO = 0.618034
@@ -151,6 +152,27 @@ def plot_predictions(
     patches = [Patch(color=colours[index] / 255, label=scenes.labels.classes[index]) for index in named]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
     save_figure(figure, picture)
+
+
+@torch.inference_mode()
+def write_labels(
+    model: nn.Module,
+    window: SlidingWindow,
+    images: ImageFiles,
+    resize: Callable[[Tensor], Tensor],
+    labels: MaskLabels,
+    folder: Path,
+) -> None:
+    """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted with them."""
+    device, colours = next(model.parameters()).device, palette(len(labels.classes))
+    for row, (path, _) in enumerate(progress_bar(images.samples, desc="labelling", unit="img")):
+        image = np.array(images[row][0])  # (h, w, 3)
+        pixels = resize(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
+        classes = window.predict(model, pixels.to(device), image.shape[:2]).cpu().numpy()
+        name = f"{Path(path).stem}.png"
+        save_mask(labels.values(classes), colours, int(labels.reduce_zero_label), folder / "labels" / name)
+        with atomic_file(folder / "overlays" / name) as temporary:
+            Image.fromarray(overlay(image, classes, colours)).save(temporary, format="PNG")
 
 
 def save_mask(values: np.ndarray, colours: np.ndarray, first: int, path: Path) -> None:

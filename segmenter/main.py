@@ -8,134 +8,24 @@ are trained. Writes checkpoint.pth, best_checkpoint.pth, log.txt (one JSON objec
 curves.png and predictions.png into OUT.
 """
 
-import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
-import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
-# isort: split
-from common.batch_stream import BatchStream, seed_everything
-from common.command_line import run as run_command
-from common.errors import InputError
-from common.files import locked, write_json
-from common.processes import Interruption, Processes, amp_dtype_of, in_parallel, launched
-from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, plot_curves, stop
-from common.training import update_weights
-from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
+from common.command_line import run
+from common.files import locked
 from segmenter.recipe_options import parse_args
-from segmenter.run_parts import (
-    build_eval_loader,
-    build_model,
-    build_plan,
-    build_recipe,
-    build_state,
-    build_train_loader,
-    describe_run,
-    load_weights,
-)
-from segmenter.segmentation_data import build_data
-
-
-def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
-    """Train and evaluate as the options say. Returns what summary.json holds."""
-    if args.probe and processes.size > 1:
-        raise InputError(f"--probe {args.probe} is for one process, not {processes.size}: batch norm sees all images")
-    seed_everything(args.seed)
-    data = build_data(args, processes)
-    classes = data.labels.classes
-    model = build_model(args, len(classes))
-    weights, own_checkpoint = load_weights(args, model)
-    model.to(processes.device)
-    amp_dtype = amp_dtype_of(args.amp, processes.device)
-    window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)
-    eval_loader = build_eval_loader(args, data, processes)
-    if args.eval:
-        result = evaluate(model, eval_loader, len(classes), processes, window)
-        processes.report(f"{len(data.val)} images: {describe(result)}")
-        return {"last": {"test": result}}
-
-    sampler, plan = build_plan(args, len(data.train), processes)
-    iterations = plan.updates
-    state = build_state(args, model, iterations, amp_dtype)
-    run = describe_run(args, data, iterations, weights)
-    if args.auto_resume:
-        own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
-    if own_checkpoint:
-        state.resume(*own_checkpoint, run)
-        processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
-    state.lr_scheduler.step_update(state.update)
-    recipe = build_recipe(args, plan, processes, amp_dtype)
-    n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
-    processes.report(
-        f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
-        f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images",
-    )
-
-    stream = BatchStream(sampler, plan, processes.rank, processes.size, range(1), state.update)
-    batches = iter(build_train_loader(args, data, stream, processes))
-    parallel_model = in_parallel(model, processes).train()
-    folder = None
-    if args.output_dir and processes.is_main:
-        folder = RunFolder(Path(args.output_dir), state.update + 1, fresh=not own_checkpoint, counter="iteration")
-    progress = progress_bar(
-        total=iterations, initial=state.update, desc="finetuning", unit="it", disable=not processes.is_main
-    )
-    with Interruption() as interruption, progress:
-        while state.update < iterations:
-            lr = state.lr
-            stopping = update_weights(parallel_model, batches, recipe, state, processes, interruption)
-            state.lr_scheduler.step_update(state.update)
-            progress.update()
-            finished = state.update == iterations
-            entry: dict[str, Any] = {}
-            improved = False
-            if finished or state.update % args.eval_interval == 0:
-                result = evaluate(model, eval_loader, len(classes), processes, window)
-                parallel_model.train()
-                improved = state.note({"test": result}, iteration=state.update)
-                entry = {f"test_{key}": value for key, value in result.items()}
-                progress.set_postfix(miou=f"{result['miou']:.2f}", best=f"{state.best_score:.2f}")
-            if entry or state.update % args.log_interval == 0:
-                trained = {"train_lr": lr, "train_loss": sum(state.losses) / len(state.losses)}
-                state.losses.clear()
-                if folder:
-                    folder.append_to_log({**trained, **entry, "iteration": state.update, "n_parameters": n_parameters})
-            due = finished or state.update % args.save_interval == 0
-            if folder and (improved or due):
-                names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
-                folder.save(state.checkpoint(args, run), names)
-            if stopping and not finished:
-                stop(folder, state, args, run, f"after iteration {state.update}", processes)
-
-    summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(data.train)}
-    summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
-    last, best = describe(state.last["test"]), describe(state.best["test"])
-    processes.report(f"last {last}; best {best}, chosen on the validation split")
-    if folder:
-        plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
-        plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
-        write_json(folder.path / "summary.json", summary, indent=2)
-        processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
-    return summary
-
-
-def describe(result: dict[str, Any]) -> str:
-    when = f" (iteration {result['iteration']})" if "iteration" in result else ""
-    return (
-        f"mIoU {result['miou']:.2f}%, pixel accuracy {result['pixel_acc']:.2f}%, "
-        f"mean class accuracy {result['mean_acc']:.2f}%{when}"
-    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best results, as in summary.json."""
     args = parse_args(argv)
+    from common.processes import launched  # with torch and timm, seconds to load
+    from segmenter.finetuning import finetune
+
     with launched(args.device, args.dist_url) as processes, ExitStack() as held:
         if args.output_dir and not args.eval:
             processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
@@ -143,4 +33,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run(main)

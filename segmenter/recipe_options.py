@@ -2,9 +2,14 @@
 
 import argparse
 
-from timm.optim import list_optimizers
-
-from common.command_line import ArgumentParser, add_mask_options, add_model_kwargs_option, add_run_options, number
+from common.command_line import (
+    ArgumentParser,
+    add_mask_options,
+    add_model_kwargs_option,
+    add_run_options,
+    check_optimizer,
+    number,
+)
 from common.errors import InputError
 from common.files import make_output_dir
 
@@ -18,7 +23,7 @@ PROBE_DEFAULTS = {
     "min_lr": 0.0,
     "warmup": 0.0375,
 }
-# Options that change no result, and those whose meaning is described otherwise (run_parts.describe_run).
+# Options that change no result, and those whose meaning is described otherwise (builders.describe_run).
 NO_INFLUENCE = (
     "auto_resume", "device", "dist_url", "eval", "eval_interval", "log_interval", "num_workers", "output_dir",
     "save_interval", "class_names", "data_path", "num_classes", "resume", "subset_ids",
@@ -97,8 +102,7 @@ def check_together(args: argparse.Namespace) -> None:
     """What no single option can know. Raises InputError."""
     if args.probe and args.decoder != PROBE_DEFAULTS["decoder"]:
         raise InputError(f"--probe {args.probe} has a decoder of its own: leave out --decoder {args.decoder}")
-    if args.opt not in list_optimizers():
-        raise InputError(f"--opt {args.opt} is not known to timm; try sgd, adamw or lamb")
+    check_optimizer(args.opt)
     if args.scale[0] > args.scale[1]:
         raise InputError(f"--scale {args.scale[0]:g} {args.scale[1]:g}: the first must not be above the second")
     if args.long_side < args.short_side:

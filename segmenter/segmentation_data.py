@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from common.cpus import worker_count
 from common.errors import InputError
 from common.files import checksum, scene_folder
 from common.images import open_rgb
 from common.processes import Processes
-from common.processors import worker_count
 from common.progress import progress_bar
 from common.scenes import MaskLabels, mask_labels, mask_of, scene_images
 from common.subset_file import note_on_pool, read_subset_ids

@@ -17,11 +17,11 @@ from conftest import ROOT, TINY_VIT_OPTIONS
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
-from experiments.cells import Cell, Comparison, Result, labelled_features
-from experiments.jobs import Job, is_finished, note, prepare, run_jobs
+from experiments.command_queue import Job, is_finished, note, prepare, run_jobs
 from experiments.paper_table import main, parse_args, slots_for
 from experiments.plots import plot_accuracies
 from experiments.protocols import PROTOCOLS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, published_accuracy
+from experiments.results import Cell, Comparison, Result, labelled_features
 from experiments.table import columns_of, differences_of, markdown
 
 HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]

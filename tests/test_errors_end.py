@@ -85,7 +85,10 @@ def test_an_image_that_cannot_be_read_ends_the_run_and_its_workers_with_one_line
 
 
 def test_an_exception_that_nobody_foresaw_ends_the_run_and_its_workers(pool, backbone):
-    broken = "import sys; sys.path.insert(0, '..'); import deit.main as m; m.end_epoch = None; m.run_command(m.main)"
+    broken = (
+        "import sys; sys.path.insert(0, '..'); import deit.main as m, deit.finetuning as f; "
+        "f.end_epoch = None; m.run(m.main)"
+    )
     code, errors = run_in_a_session([sys.executable, "-c", broken, *options(pool, backbone)])
     assert code == 1 and "TypeError: 'NoneType' object is not callable" in errors
 

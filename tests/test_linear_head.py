@@ -14,11 +14,11 @@ from common.errors import InputError
 from common.processes import Processes
 from common.readouts import as_linear_layer, fit_readout, linear_readout
 from common.training import to_network
+from deit.builders import build_model, build_state, linear_head, load_weights
 from deit.finetuning_data import build_datasets, labels_of
 from deit.frozen_probe import features_of, start_head
 from deit.main import main
 from deit.recipe_options import parse_args
-from deit.run_parts import build_model, build_state, linear_head, load_weights
 from experiments.digits_pool import write_digits_pool
 
 DIGITS_VIT = ROOT / "experiments" / "digits_vit.pth"

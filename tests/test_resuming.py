@@ -161,7 +161,7 @@ def test_a_run_that_starts_over_leaves_nothing_of_the_run_before(pool, backbone,
     main(options(pool, backbone, tmp_path, *given))
     over = [option for option in options(pool, backbone, tmp_path, *given) if option != "--auto-resume"]
     with monkeypatch.context() as patch, pytest.raises(InputError, match="stop here"):
-        patch.setattr("deit.main.evaluate", stop_here)
+        patch.setattr("deit.finetuning.evaluate", stop_here)
         main([*over, "--eval_interval", "3"])
     assert not (tmp_path / "summary.json").exists() and not (tmp_path / "best_checkpoint.pth").exists()
     main(options(pool, backbone, tmp_path, *given))

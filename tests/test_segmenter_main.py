@@ -13,15 +13,15 @@ from conftest import TINY_VIT_OPTIONS, launch_two
 from digit_scenes import CLASSES, write_scenes
 from PIL import Image
 
-import segmenter.main
+import segmenter.finetuning
 import segmenter.predict
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Processes
 from common.scenes import IGNORED
+from segmenter.builders import EndlessShuffle, build_model, build_state, pixel_loss
 from segmenter.main import main
 from segmenter.recipe_options import parse_args
-from segmenter.run_parts import EndlessShuffle, build_model, build_state, pixel_loss
 
 SHORT = [
     "--iterations",
@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_at_any_iteration_ends_with_the_bits_of_one_that_
 ):
     command = options(scenes, backbone, "--auto-resume")
     main([*command, "--output_dir", str(tmp_path / "whole")])
-    original, made = segmenter.main.update_weights, 0
+    original, made = segmenter.finetuning.update_weights, 0
 
     def interrupted(*arguments):
         nonlocal made
@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_at_any_iteration_ends_with_the_bits_of_one_that_
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(segmenter.main, "update_weights", interrupted)
+    monkeypatch.setattr(segmenter.finetuning, "update_weights", interrupted)
     goes = 0
     while goes < 10:
         made, goes = 0, goes + 1

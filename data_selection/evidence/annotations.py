@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.cpus import worker_count
 from common.image_list import labelled_images
 from common.pool_paths import read_pool_paths
-from common.processors import worker_count
 from common.progress import progress_bar
 from common.scenes import mask_labels, mask_of
 from common.subset_file import is_image_list, read_labeled_ids

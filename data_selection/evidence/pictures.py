@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from common.cpus import worker_count
 from common.errors import InputError
 from common.images import open_rgb
-from common.processors import worker_count
 from common.progress import progress_bar
 from data_selection.evidence.duplicates import groups_of
 from data_selection.evidence.measures import Evaluation, random_part

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.processors import _quotas
+from common.cpus import _quotas
 
 
 @pytest.mark.parametrize(

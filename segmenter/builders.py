@@ -19,7 +19,8 @@ from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrai
 from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
-from common.scenes import IGNORED
+from common.run_folder import read_trained
+from common.scenes import IGNORED, MaskLabels
 from common.training import Recipe, TrainingState
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 from segmenter.recipe_options import NO_INFLUENCE, PASSES
@@ -88,6 +89,18 @@ def load_weights(
     weights = network_weights(checkpoint, args.resume)
     load_pretrained(model.encoder, weights, args.resume)
     return weights_checksum(weights), None
+
+
+def build_trained(source: str) -> tuple[PixelClassifier, argparse.Namespace, MaskLabels]:
+    """The model of a checkpoint, the options it was trained with, and its classes. Raises InputError."""
+    checkpoint, recipe, classes = read_trained(source, "segmenter/main.py")
+    try:
+        labels = MaskLabels(tuple(classes), recipe.ignore_label, recipe.reduce_zero_label)
+        model = build_model(recipe, len(classes))
+    except (AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{source} is no checkpoint of segmenter/main.py: {error}") from None
+    load_trained(model, checkpoint, source)
+    return model.eval(), recipe, labels
 
 
 def load_trained(model: PixelClassifier, checkpoint: dict[str, Any], source: str) -> None:

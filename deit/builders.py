@@ -14,11 +14,12 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
 from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
+from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of, in_parallel
-from common.processors import worker_count
+from common.run_folder import read_trained
 from common.training import Recipe, TrainingState
 from deit.engine import ClassificationLoss, DistillationLoss, base_criterion
 from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
@@ -79,6 +80,20 @@ def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
     elif args.distillation_type != "none":
         raise InputError(f"--distillation-type {args.distillation_type} needs a distilled model, not {args.model}")
     return model
+
+
+def build_trained(source: str) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
+    """A trained model, the options it was trained with, and what else its checkpoint says of the run."""
+    checkpoint, options, classes = read_trained(source, "deit/main.py")
+    if len(classes) < 2:
+        raise InputError(f"checkpoint {source} knows a single class, {classes[0]!r}: there is nothing to predict")
+    try:
+        model = build_model(options, len(classes))
+        model.load_state_dict(checkpoint["model"])
+    except (AttributeError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"checkpoint {source} does not hold the model that it names: {reason}") from None
+    return model.eval(), options, checkpoint["run"]
 
 
 def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:

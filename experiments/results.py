@@ -15,7 +15,7 @@ from common.feature_file import read_features
 from common.files import read_json, write_json
 from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
-from experiments.jobs import ROOT, Job, is_finished, recorded, run_jobs, with_needs
+from experiments.command_queue import ROOT, Job, is_finished, recorded, run_jobs, with_needs
 from experiments.protocols import DINO, METHODS, Protocol
 
 
