@@ -1,12 +1,13 @@
 """How commands behave on a machine, or in a container, that they share."""
 
+import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from common.cpus import _quotas
+from common.cpus import SPINS, _quotas, share_processors
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,15 @@ def test_threads_sleep_while_they_wait_because_common_is_loaded_before_torch(scr
     lines = (Path(__file__).parents[1] / script).read_text().splitlines()
     imports = [line.split()[1].split(".")[0] for line in lines if re.match(r"(import|from) ", line)]
     assert set(imports[: imports.index("common")]) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(policy, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    share_processors()
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    assert (os.environ["OMP_WAIT_POLICY"], spins) == (policy or "passive", None if policy else SPINS)
