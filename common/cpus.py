@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-
 SPINS = "2000"  # about a tenth of a millisecond
 
 
