@@ -1,22 +1,29 @@
 """What a selection costs: the fast form of ActiveFT, its plain autograd reference, and scikit-learn's k-means.
 
     python experiments/bench_selection.py --feature_path data_selection/features/CIFAR10_train.npy
+    python experiments/bench_selection.py --methods select --n 200000 --k 20000 --iterations 40 --repeats 1
+    python experiments/bench_selection.py --startup
 
 Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
 machine that others use), and what a method adds to the memory of the features it is given; select holds a copy of them
 with unit rows. The ratios are those of the reference to select, of seconds and of CPU seconds. Imports and the reading
-of the features are not in the figures of a method; `process` is all of select's process, with them.
+of the features are not in the figures of a method; `process` is all of the first method's process, with them.
 
 Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
 reference is timed over a few iterations and scaled to all of them.
+
+--startup: how long each script takes to its help, and a selection of 28 of 1,437 x 96 features in all, as multiples of
+`import torch`.
 """
 
 import argparse
 import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +36,19 @@ from common.errors import InputError
 from common.feature_file import read_features
 
 METHODS = ("select", "reference", "kmeans")
+ROOT = Path(__file__).resolve().parents[1]
+SELECTION_SCRIPT = "data_selection/sample_tools/ActiveFT_CIFAR.py"
+SCRIPTS = (
+    "data_selection/extract_feature.py",
+    SELECTION_SCRIPT,
+    "data_selection/sample_tools/baseline.py",
+    "data_selection/sample_tools/report.py",
+    "deit/main.py",
+    "deit/predict.py",
+    "segmenter/main.py",
+    "segmenter/predict.py",
+    "experiments/paper_table.py",
+)
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -110,6 +130,29 @@ def cost(args: argparse.Namespace, method: str, n: int, k: int) -> np.ndarray:
     return scaled
 
 
+def seconds_of(*command: str) -> float:
+    """Of a Python process that must end well."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return time.perf_counter() - start
+
+
+def measure_startup(repeats: int) -> None:
+    """Print it, as medians of the ratios."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/pool.npy", np.pad(generated_features(1437, 96), [(0, 0), (0, 1)]))
+        selection = f"--feature_path {folder}/pool.npy --number 28 --device cpu --output_dir {folder}".split()
+        commands = {f"{script} --help": (script, "--help") for script in SCRIPTS}
+        commands["28 of 1,437 images"] = (SELECTION_SCRIPT, *selection)
+        times = [
+            (seconds_of("-c", "import torch"), [seconds_of(*command) for command in commands.values()])
+            for _ in range(repeats)
+        ]
+    print(f"import torch: {statistics.median(torch for torch, _ in times):.2f} s; of that")
+    for row, name in enumerate(commands):
+        print(f"{name:60} {statistics.median(each[row] / torch for torch, each in times):.2f}x")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Measure time and peak memory of the selection beside its reference and k-means.")
     parser.add_argument("--feature_path", help="feature file; not given: generated clusters")
@@ -120,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--timed_iterations", type=number(int, 1), default=10, help="of the reference")
     parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--threads", type=number(int, 1), default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--startup", action="store_true", help="measure how long the scripts take to start, instead")
     parser.add_argument("--child", choices=METHODS, help="run one method alone and print it as JSON")
     args = parser.parse_args(argv)
     if args.child:
@@ -129,15 +174,23 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args.child, load(args.feature_path, args.n[0]), args.k[0], args.iterations)))
         return
     print(f"{processor()}, {args.threads} threads, medians of {args.repeats}")
-    titles = "".join(f"{title:>27}" for title in METHODS)
-    print(f"{'n':>8} {'k':>6}{titles} {'process':>9} {'ratio':>7} {'of CPU':>7}")
+    if args.startup:
+        measure_startup(args.repeats)
+        return
+    methods = [method for method in METHODS if method in args.methods]
+    compared = {"select", "reference"} <= {*methods}
+    titles = "".join(f"{title:>27}" for title in methods)
+    print(f"{'n':>8} {'k':>6}{titles} {'process':>9}" + f" {'ratio':>7} {'of CPU':>7}" * compared)
     # n varies at the largest k, k at the largest n
     for n, k in sorted({(n, max(args.k)) for n in args.n} | {(max(args.n), k) for k in args.k}):
         # (repeats, methods, figures)
-        costs = np.array([[cost(args, method, n, k) for method in METHODS] for _ in range(args.repeats)])
+        costs = np.array([[cost(args, method, n, k) for method in methods] for _ in range(args.repeats)])
         shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, _ in np.median(costs, axis=0))
-        seconds, cpu, _, _ = np.median(costs[:, 1] / costs[:, 0], axis=0)
-        print(f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s {seconds:6.1f}x {cpu:6.1f}x", flush=True)
+        line = f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s"
+        if compared:
+            seconds, cpu, _, _ = np.median(costs[:, methods.index("reference")] / costs[:, 0], axis=0)
+            line += f" {seconds:6.1f}x {cpu:6.1f}x"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
