@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -16,6 +17,10 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # C of the linear readout
 FOLDS = 5
 NEIGHBOURS = 20
 NEIGHBOUR_TAU = 0.07
+SPREAD_TAU = 0.2
+SPREAD_ALPHA = 0.9
+SPREAD_STEPS = 40  # alpha^40 is 1%
+LEAST_PROBABILITY = 1e-6
 UNKNOWN_CLASS_LOGIT = -10.0  # e^-10 of the most probable class, and no loss that dwarfs all others
 
 
@@ -106,3 +111,41 @@ def weighted_neighbours(k: int, classes: int) -> KNeighborsClassifier:
     """
     weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
     return KNeighborsClassifier(min(NEIGHBOURS, max(1, k // classes)), metric="cosine", weights=weights)
+
+
+def soft_labels(features: np.ndarray, labels: np.ndarray, unlabelled: np.ndarray, classes: int) -> np.ndarray:
+    """What the labelled samples tell of others: the linear readout's probabilities times those of their neighbours.
+
+    features (k, d), labels (k,), unlabelled (m, d) -> probabilities (m, classes). Each of the two is right where the
+    other is not: the readout with many labels, the neighbours with few.
+    """
+    readout = fit_readout("linear", features, labels, classes)
+    by_readout = np.zeros((len(unlabelled), classes))
+    by_readout[:, readout.classes_] = readout.predict_proba(unlabelled)
+    by_neighbours = spread_labels(np.concatenate([features, unlabelled]), labels, classes)[len(labels) :]
+    product = by_readout.clip(LEAST_PROBABILITY) * by_neighbours.clip(LEAST_PROBABILITY)
+    return product / product.sum(axis=1, keepdims=True)
+
+
+def spread_labels(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities (n, classes) for all samples, from the labels (k,) of the first k: label propagation.
+
+    F <- alpha S F + (1 - alpha) Y, with S = D^-1/2 W D^-1/2 over the graph of 20 nearest neighbours (Zhou et al.,
+    Learning with local and global consistency, NeurIPS 2003). Its edges weigh exp(cosine / tau), and every class has
+    the same weight in Y however many labels it has. (scikit-learn's LabelSpreading has neither: in trials it was 2 to 9
+    points worse.) A sample that no label reaches has the same probability for all.
+    """
+    neighbours = min(NEIGHBOURS, len(features) - 1)
+    graph = kneighbors_graph(features, neighbours, mode="distance", metric="cosine")
+    graph.data = np.exp(-graph.data / SPREAD_TAU)
+    graph = graph + graph.T
+    root = sparse.diags(np.asarray(graph.sum(axis=1)).ravel() ** -0.5)
+    graph = root @ graph @ root
+    known = np.zeros((len(features), classes))
+    known[np.arange(len(labels)), labels] = 1
+    known /= known.sum(axis=0).clip(1)
+    spread = known
+    for _ in range(SPREAD_STEPS):
+        spread = SPREAD_ALPHA * (graph @ spread) + (1 - SPREAD_ALPHA) * known
+    total = spread.sum(axis=1, keepdims=True)
+    return np.divide(spread, total, out=np.full_like(spread, 1 / classes), where=total > 0)

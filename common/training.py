@@ -34,6 +34,7 @@ class TrainingState:
 
     metric: the score that evaluations are compared by, higher being better, such as "acc1" or "miou".
     epoch: the pass over the images that is being trained. update, losses: its updates so far, and their losses.
+    soft_labels: of the unlabelled images that are trained on too (m, c), if there are any.
     last, best: for the model ("test") and its moving average ("test_ema"), the last evaluation and the best one.
     Random numbers are no part of it: they follow from --seed and the place in the run (batch_stream.py).
     """
@@ -47,6 +48,7 @@ class TrainingState:
     epoch: int = 0
     update: int = 0
     losses: list[float] = field(default_factory=list)
+    soft_labels: Tensor | None = None
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class TrainingState:
             "epoch": self.epoch - 1,
             "update": self.update,
             "losses": self.losses,
+            "soft_labels": self.soft_labels,
             "model_ema": self.model_ema.module.state_dict() if self.model_ema else None,
             "scaler": self.scaler.state_dict(),
             "last": self.last,
@@ -119,6 +122,7 @@ class TrainingState:
         if self.model_ema:
             self.model_ema.module.load_state_dict(checkpoint.get("model_ema") or checkpoint["model"])
         self.last, self.best = checkpoint.get("last", {}), checkpoint.get("best", {})
+        self.soft_labels = checkpoint.get("soft_labels")
         self.epoch = checkpoint["epoch"] + 1
         self.update, self.losses = checkpoint.get("update", 0), checkpoint.get("losses", [])
 

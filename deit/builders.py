@@ -9,8 +9,8 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
-from torch import nn
-from torch.utils.data import DistributedSampler, Sampler
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DistributedSampler, Sampler
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
 from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
@@ -51,13 +51,15 @@ def scaled_lr(args: argparse.Namespace, images_per_update: int) -> float:
     return args.lr * images_per_update / PUBLISHED_TOTAL_BATCH
 
 
-def describe_recipe(args: argparse.Namespace, n: int, plan: EpochPlan) -> str:
-    total, draws = plan.images_per_update, plan.draws * plan.processes
+def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochPlan) -> str:
+    total, draws, n = plan.images_per_update, plan.draws * plan.processes, data.images_per_epoch
     distinct = min(n, -(-draws // REPEATS)) if args.repeated_aug else n
     recipe = (
         f"recipe: {total} images per update at lr {scaled_lr(args, total):g}; an epoch is {plan.updates} update(s), "
         f"{draws} draws of {distinct} of the {n} images"
     )
+    if data.unlabelled is not None:
+        recipe += f": {len(data.train)} labelled ones, {data.repeats} times each, and {len(data.unlabelled)} unlabelled"
     if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"
@@ -168,7 +170,9 @@ def build_state(args: argparse.Namespace, model: nn.Module, plan: EpochPlan) -> 
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
 
 
-def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device) -> Recipe:
+def build_recipe(
+    args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device, soft_targets: bool = False
+) -> Recipe:
     """The loss and all that surrounds it. Loads the teacher where there is one."""
     mixup = None
     if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
@@ -190,7 +194,7 @@ def build_recipe(args: argparse.Namespace, plan: EpochPlan, nb_classes: int, dev
         if fresh:
             raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
         teacher.to(device).eval()
-    base = base_criterion(mixup is not None, args.smoothing)
+    base = base_criterion(mixup is not None or soft_targets, args.smoothing)
     criterion = DistillationLoss(base, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
     amp_dtype = amp_dtype_of(args.amp, device)
     evidence_dir = Path(args.output_dir) if args.output_dir else None
@@ -208,11 +212,19 @@ def build_eval_loader(args: argparse.Namespace, data: FinetuningData, processes:
 
 
 def build_train_loader(
-    args: argparse.Namespace, data: FinetuningData, stream: BatchStream, processes: Processes
+    args: argparse.Namespace,
+    data: FinetuningData,
+    stream: BatchStream,
+    processes: Processes,
+    soft_labels: Tensor | None = None,
 ) -> ImageLoader:
     """One loader for the whole run, whose workers prepare the next epoch while this one is evaluated and saved."""
-    threads = worker_count(args.num_workers)
-    images = DecodedImages(data.train, args.cache_mb * 2**19, threads, progress=processes.is_main)
+    images = data.train if soft_labels is None else ConcatDataset([data.train, data.unlabelled])
+    images = DecodedImages(images, args.cache_mb * 2**19, worker_count(args.num_workers), processes.is_main)
+    if soft_labels is not None:
+        from deit.self_training import WithUnlabelled  # scikit-learn takes a second to load
+
+        images = WithUnlabelled(images, len(data.train), data.repeats, soft_labels, args.smoothing)
     drawn = DrawnImages(images, ImageOnly(train_transform(args)), args.seed)
     return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, pins(args, processes))
 

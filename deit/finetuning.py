@@ -37,7 +37,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     seed_everything(args.seed)
     with processes.main_first():
         data = build_datasets(args)
-    for note in filter(None, (*data.notes, data.unlabelled())):
+    for note in filter(None, (*data.notes, data.classes_without_images())):
         processes.report(note)
     model = build_model(args, len(data.classes))
     weights, own_checkpoint = load_weights(args, model)
@@ -70,9 +70,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             readout = probe(args.probe, model, data, processes, args.batch_size, amp_dtype)
         return finish_probe(args, readout, data, processes)
 
-    sampler, plan = build_plan(args, len(data.train), processes)
+    sampler, plan = build_plan(args, data.images_per_epoch, processes)
     n_epochs = run_length(args, plan)
-    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    recipe = build_recipe(args, plan, len(data.classes), processes.device, data.unlabelled is not None)
     run = describe_run(args, data, plan, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
@@ -84,7 +84,17 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         start = evaluate_now(model) if data.val is not None else None
         seen = f": {describe(start)} before the first update" if start else ""
         processes.report(f"head from a logistic regression on the frozen features of {len(data.train)} images{seen}")
+    soft_labels = None
+    if data.unlabelled is not None and not own_checkpoint:
+        from deit.self_training import fit_soft_labels
+
+        soft_labels = fit_soft_labels(model, data, processes, args.batch_size, amp_dtype)
+        sure = 100 * soft_labels.amax(dim=1).mean()
+        processes.report(
+            f"soft labels of {len(soft_labels)} unlabelled images: {sure:.0f}% sure of one class on average"
+        )
     state = build_state(args, model, plan)
+    state.soft_labels = soft_labels
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
@@ -101,11 +111,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         raise InputError(f"starting at epoch {state.epoch} of --epochs {n_epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     processes.report(f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    processes.report(describe_recipe(args, len(data.train), plan))
+    processes.report(describe_recipe(args, data, plan))
 
     epochs = range(state.epoch, n_epochs)
     stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
-    batches = iter(build_train_loader(args, data, stream, processes))
+    batches = iter(build_train_loader(args, data, stream, processes, state.soft_labels))
     parallel_model = distributed(args, model, processes)
     folder = None
     if writes(args, processes):
@@ -146,6 +156,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
                 stop(folder, state, args, run, where(state), processes)
 
     summary = {"last": state.last, "best": state.best, "epochs": n_epochs, "images": len(data.train)}
+    if data.unlabelled is not None:
+        summary["unlabelled"] = len(data.unlabelled)
     if args.confusion_matrix:
         confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         evaluate_now(model, confusion=confusion)

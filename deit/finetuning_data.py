@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torchvision.transforms as T
 from PIL import Image
 from timm.data import create_transform
@@ -21,7 +22,7 @@ from common.files import checksum, split_folder
 from common.images import ClassFolders, ImageFiles, ListedImages, Transform, cifar, class_folders
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
-from deit.image_sources import inaturalist, labelled_lists
+from deit.image_sources import inaturalist, labelled_lists, other_images
 
 SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
 EVAL_RESIZE = 256 / 224
@@ -35,6 +36,7 @@ class FinetuningData:
     train: PIL images and labels; of a ...SUBSET, the chosen ones. train_as_evaluated: the same, transformed like `val`.
     val: the whole test or val split, images as bytes (3, h, w); None for a CSV alone. classes: the names of all.
     identity: which images these are, in words that are compared when a run is resumed. notes: what users should know.
+    unlabelled: other images of the pool, prepared like `train`, whose labels are not looked at; and as evaluated.
     """
 
     train: Dataset
@@ -43,8 +45,19 @@ class FinetuningData:
     classes: list[str]
     identity: dict[str, str]
     notes: Sequence[str] = ()
+    unlabelled: Dataset | None = None
+    unlabelled_as_evaluated: Dataset | None = None
 
-    def unlabelled(self) -> str:
+    @property
+    def repeats(self) -> int:
+        """How often an epoch has each labelled image, so that one in three images is labelled."""
+        return max(1, round(len(self.unlabelled) / (2 * len(self.train)))) if self.unlabelled is not None else 1
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self.repeats * len(self.train) + (len(self.unlabelled) if self.unlabelled is not None else 0)
+
+    def classes_without_images(self) -> str:
         """Says which classes have no image to train on, if any."""
         trained, evaluated = set(labels_of(self.train)), Counter(labels_of(self.val) if self.val is not None else ())
         names = [name for label, name in enumerate(self.classes) if label not in trained]
@@ -86,7 +99,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms, notes = {True: None, False: eval_transform(input_size(args))}, []
+    transforms, notes, others = {True: None, False: eval_transform(input_size(args))}, [], None
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
         classes = train.classes
@@ -97,6 +110,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         classes = share_classes(train, val)
     elif name == "CSV":
         train, val, notes = labelled_lists(args, transforms[False])
+        others = other_images(args, (train, val)) if args.unlabelled else None
         classes = train.classes
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
@@ -113,13 +127,25 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
         notes += filter(None, (note_on_network(path, here) for path in subsets))
         listed = {index: None for ids in subsets.values() for index in ids}
+        others = Subset(train, [index for index in range(len(train)) if index not in listed])
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
+    if args.unlabelled:
+        drawn = np.random.default_rng(args.seed).permutation(len(others or ()))[: args.unlabelled]
+        others = Subset(others, sorted(drawn.tolist())) if len(drawn) else None
+        if others is None:
+            notes.append("the pool has no images beside the labelled ones: --unlabelled has no effect")
+        else:
+            identity["unlabelled_images"] = f"{len(others)} images"
     # What cannot be read or has the wrong size shows before the work begins.
     train_transform(args)(train[0][0])
     if val is not None:
         val[0]
-    return FinetuningData(train, Transformed(train, transforms[False]), val, list(classes), identity, notes)
+    others = others if args.unlabelled else None
+    train_as_evaluated, others_as_evaluated = (
+        Transformed(images, transforms[False]) if images is not None else None for images in (train, others)
+    )
+    return FinetuningData(train, train_as_evaluated, val, list(classes), identity, notes, others, others_as_evaluated)
 
 
 def share_classes(train: ClassFolders, val: ClassFolders) -> list[str]:

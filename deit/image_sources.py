@@ -1,6 +1,7 @@
 """Images that lie otherwise than CIFAR's and ImageNet's: a user's own, labelled or to be labelled, and iNaturalist."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torchvision.datasets import INaturalist
 from common.errors import InputError
 from common.files import read_json
 from common.image_list import check_present, labelled_images, notes_on, some
-from common.images import ListedImages, Transform, any_images, open_rgb
+from common.images import ListedImages, Transform, any_images, image_tree, open_rgb
 from common.networks import input_size
 
 DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
@@ -40,6 +41,15 @@ def labelled_lists(
     notes = notes_on([*train, *(image._replace(added=False) for image in val)], "--labels")
     trained = ListedImages(root, train, None, loader, classes)
     return trained, ListedImages(root, val, transform, loader, classes) if val else None, notes
+
+
+def other_images(args: argparse.Namespace, labelled: Sequence[ListedImages | None]) -> ListedImages:
+    """Every image below --data-path that is in none of the lists."""
+    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size(args))
+    images = image_tree(Path(args.data_path), None, loader)
+    known = {path for listed in labelled if listed is not None for path, _ in listed.samples}
+    images.samples = [sample for sample in images.samples if sample[0] not in known]
+    return images
 
 
 def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform) -> tuple[Dataset, list[str], Path]:

@@ -110,7 +110,7 @@ def test_the_classes_are_those_of_both_splits_and_one_that_nobody_labelled_is_sa
     assert data.classes == ["ant", "bat", "bee", "cat", "dog"]
     assert [data.train[index][1] for index in range(5)] == [0, 0, 3, 3, 4]
     assert [data.val[index][1] for index in range(5)] == [0, 1, 1, 2, 3]
-    assert data.unlabelled() == (
+    assert data.classes_without_images() == (
         "2 of 5 classes have no image to train on (bat, bee): their 3 evaluation images count as errors"
     )
 

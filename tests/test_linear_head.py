@@ -86,12 +86,12 @@ def test_evaluated_before_the_first_update_the_linear_head_has_the_accuracy_of_t
     assert summary["last"]["test"]["acc1"] == summary["last"]["test_ema"]["acc1"] == probed["acc1"]
 
 
-def test_few_labels_makes_its_updates_from_the_readout_and_ends_near_it(digits, tmp_path):
+def test_few_labels_makes_its_updates_from_the_readout_and_ends_above_it(digits, tmp_path):
     common = digit_options(digits, random_subset(digits, 28), tmp_path, "--output_dir", tmp_path / "run")
-    summary = main([*common, "--recipe", "few-labels", "--updates", "12", "--hflip", "0"])
-    assert summary["epochs"] == 12  # of 28 images, one update each
+    summary = main([*common, "--recipe", "few-labels", "--updates", "40", "--hflip", "0"])
+    assert summary["epochs"] == 1 and summary["unlabelled"] == 1409  # 28 x 25 labelled ones beside: 66 updates of 32
     readout, last = summary["best"]["linear_readout"]["acc1"], summary["last"]["test"]["acc1"]
-    assert readout > 80 and abs(last - readout) < 3
+    assert last - 1 > readout > 80
     trained = read_checkpoint(tmp_path / "run" / "checkpoint.pth")["model"]
     assert not torch.equal(trained["blocks.0.attn.qkv.weight"], read_checkpoint(DIGITS_VIT)["blocks.0.attn.qkv.weight"])
 
