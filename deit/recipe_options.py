@@ -13,7 +13,7 @@ PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
 PUBLISHED_EPOCHS = 1000
-# What --recipe few-labels changes of the published recipe. Settled on random subsets of CIFAR-10 and of the digits, with
+# What --recipe few-labels changes of the published recipe. Settled on random subsets of CIFAR-10 and the digits, with
 # other seeds than those of any table (experiments/README.md). The least crop of large images is not measured.
 FEW_LABELS = {
     "head_init": "linear",
