@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common import VERSION
 from common.command_line import run
 from common.errors import InputError
 from common.files import make_output_dir, read_json, write_json
@@ -70,7 +71,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """How far it has come: {"commands": [...], "seconds": null until it is finished}."""
+        """How far it has come: {"commands": [...], "version": ..., "seconds": null until it is finished}."""
         return self.folder / "command.json"
 
 
@@ -86,10 +87,14 @@ def recorded(job: Job) -> dict:
     return read_json(job.record, "record of a command") if job.record.is_file() else {}
 
 
-def is_finished(job: Job) -> bool:
-    """Whether the result is there, and was made by these very commands."""
+def is_of(job: Job) -> bool:
+    """Whether what is in the job's folder was made by these very commands, of this version of the project."""
     before = recorded(job)
-    return before.get("commands") == job.commands and before.get("seconds") is not None and job.result.exists()
+    return (before.get("commands"), before.get("version")) == (job.commands, VERSION)
+
+
+def is_finished(job: Job) -> bool:
+    return is_of(job) and recorded(job)["seconds"] is not None and job.result.exists()
 
 
 def prepare(job: Job) -> None:
@@ -97,7 +102,7 @@ def prepare(job: Job) -> None:
 
     Raises InputError when the folder holds files that no job has written.
     """
-    if recorded(job).get("commands") != job.commands:
+    if not is_of(job):
         if job.record.is_file():
             shutil.rmtree(job.folder)
         if any(make_output_dir(job.folder).iterdir()):
@@ -106,7 +111,7 @@ def prepare(job: Job) -> None:
 
 
 def note(job: Job, seconds: float | None) -> None:
-    write_json(job.record, {"commands": job.commands, "seconds": seconds}, indent=2)
+    write_json(job.record, {"commands": job.commands, "version": VERSION, "seconds": seconds}, indent=2)
 
 
 def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: Callable[[Job], str]) -> None:
@@ -119,8 +124,8 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     jobs = with_needs(targets)
     finished = {job for job in jobs if is_finished(job)}
     waiting = [job for job in jobs if job not in finished]
-    stale = sum(recorded(job).get("commands", job.commands) != job.commands for job in waiting)
-    again = f", {stale} of them again, with other options" if stale else ""
+    stale = sum(job.record.is_file() and not is_of(job) for job in waiting)
+    again = f", {stale} of them again, made with other options or by another version" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
     running: dict[Future, tuple[Job, ProcessPoolExecutor]] = {}
     bar = progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import VERSION
 from common.errors import InputError
 from common.feature_file import read_features
 from common.files import read_json, write_json
@@ -111,11 +112,12 @@ class Comparison:
         commands = [job.command for job in with_needs((train, val, subset))]
         kept_in = subset.folder.with_name(f"{cell.readout}.json")
         kept = read_json(kept_in, "accuracy of a readout") if kept_in.is_file() else {}
-        if kept.get("commands") != commands:
+        if (kept.get("commands"), kept.get("version")) != (commands, VERSION):
             started = time.monotonic()
             acc1, images = frozen_accuracy(cell.readout, train.result, val.result, subset.result)
             seconds = round(time.monotonic() - started, 2)
             kept = {"acc1": acc1, "images": images, "seconds": seconds, "commands": commands}
+            kept["version"] = VERSION
             write_json(kept_in, kept, indent=2)
         return Result(cell, kept["acc1"], kept["images"], kept["seconds"], tuple(commands))
 

@@ -475,10 +475,19 @@ def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, ti
     for record in out.rglob("*.json"):  # the commands name the folder that they write to
         record.write_text(record.read_text().replace(str(finished_table), str(out)))
     main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 2"])
-    assert "7 commands: 5 finished, 2 to run, 2 of them again, with other options" in capsys.readouterr().out
+    assert "7 commands: 5 finished, 2 to run, 2 of them again, made with other options or by another version" in capsys.readouterr().out
     for method in ("random", "activeft"):
         folder = out / "40_percent" / method / "seed_0" / "finetuned"
         assert len((folder / "log.txt").read_text().splitlines()) == 2
+
+
+def test_what_another_version_has_made_is_not_taken_for_finished(finished_table, tmp_path):
+    job = finetuning_job(finished_table, tmp_path / "run", 1)
+    run_jobs([job], [{}], lambda job: "")
+    assert is_finished(job)
+    record = json.loads(job.record.read_text())
+    job.record.write_text(json.dumps({**record, "version": "0.9"}))
+    assert not is_finished(job)
 
 
 def test_a_failing_command_ends_the_comparison_with_one_line_that_names_its_log(tiny_options, tmp_path):
