@@ -88,7 +88,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if data.unlabelled is not None and not own_checkpoint:
         from deit.self_training import fit_soft_labels
 
-        soft_labels = fit_soft_labels(model, data, processes, args.batch_size, amp_dtype)
+        soft_labels = fit_soft_labels(model, data, processes, args.batch_size, amp_dtype, args.num_workers)
         sure = 100 * soft_labels.amax(dim=1).mean()
         processes.report(
             f"soft labels of {len(soft_labels)} unlabelled images: {sure:.0f}% sure of one class on average"

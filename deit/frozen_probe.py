@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from common.errors import InputError
+from common.image_loader import ImageLoader
 from common.processes import Processes, autocast
 from common.progress import progress_bar
 from common.readouts import as_linear_layer, fit_readout, linear_readout, top_accuracies
@@ -101,12 +102,20 @@ def start_head(
 
 @torch.inference_mode()
 def features_of(
-    model: nn.Module, images: Dataset, device: torch.device, batch_size: int, amp_dtype: torch.dtype | None
+    model: nn.Module,
+    images: Dataset,
+    device: torch.device,
+    batch_size: int,
+    amp_dtype: torch.dtype | None,
+    workers: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the model's head would see (n, d), and the labels (n,)."""
     model.eval()
     features, labels = [], []
-    for batch in progress_bar(DataLoader(images, batch_size), desc="features", leave=False):
+    rows = range(len(images))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    loader = ImageLoader(images, batches, batch_size, workers, device.type == "cuda")
+    for batch in progress_bar(loader, desc="features", leave=False):
         pixels, targets = to_network(batch, device, model)
         with autocast(device, amp_dtype):
             features.append(model.forward_head(model.forward_features(pixels), pre_logits=True).float().cpu())

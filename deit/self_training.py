@@ -24,6 +24,7 @@ def fit_soft_labels(
     processes: Processes,
     batch_size: int,
     amp_dtype: torch.dtype | None = None,
+    workers: int = 0,
 ) -> Tensor:
     """Probabilities (m, c) of the classes of data.unlabelled, from the frozen features of all and the labels of some.
 
@@ -36,7 +37,7 @@ def fit_soft_labels(
         labelled, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
         if len(set(labels.tolist())) < 2:
             raise InputError(f"--unlabelled needs labels of at least two classes, and all {len(labels)} are of one")
-        others, _ = features_of(model, data.unlabelled_as_evaluated, processes.device, batch_size, amp_dtype)
+        others, _ = features_of(model, data.unlabelled_as_evaluated, processes.device, batch_size, amp_dtype, workers)
         return soft_labels(labelled, labels, others, len(data.classes))
 
     fitted = torch.from_numpy(processes.together(fit)).float().to(processes.device)

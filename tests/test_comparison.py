@@ -475,7 +475,10 @@ def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, ti
     for record in out.rglob("*.json"):  # the commands name the folder that they write to
         record.write_text(record.read_text().replace(str(finished_table), str(out)))
     main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 2"])
-    assert "7 commands: 5 finished, 2 to run, 2 of them again, made with other options or by another version" in capsys.readouterr().out
+    assert (
+        "7 commands: 5 finished, 2 to run, 2 of them again, made with other options or by another version"
+        in capsys.readouterr().out
+    )
     for method in ("random", "activeft"):
         folder = out / "40_percent" / method / "seed_0" / "finetuned"
         assert len((folder / "log.txt").read_text().splitlines()) == 2
