@@ -113,13 +113,15 @@ def weighted_neighbours(k: int, classes: int) -> KNeighborsClassifier:
     return KNeighborsClassifier(min(NEIGHBOURS, max(1, k // classes)), metric="cosine", weights=weights)
 
 
-def soft_labels(features: np.ndarray, labels: np.ndarray, unlabelled: np.ndarray, classes: int) -> np.ndarray:
-    """What the labelled samples tell of others: the linear readout's probabilities times those of their neighbours.
+def soft_labels(
+    readout: ClassifierMixin, features: np.ndarray, labels: np.ndarray, unlabelled: np.ndarray, classes: int
+) -> np.ndarray:
+    """What the labelled samples tell of others: a readout's probabilities times those of label propagation.
 
-    features (k, d), labels (k,), unlabelled (m, d) -> probabilities (m, classes). Each of the two is right where the
-    other is not: the readout with many labels, the neighbours with few.
+    readout: fitted to features (k, d) and labels (k,). unlabelled (m, d) -> probabilities (m, classes).
+    With many labels the linear readout is the better of the two, with few the propagation; their product is about as
+    good as the better one, or more so.
     """
-    readout = fit_readout("linear", features, labels, classes)
     by_readout = np.zeros((len(unlabelled), classes))
     by_readout[:, readout.classes_] = readout.predict_proba(unlabelled)
     by_neighbours = spread_labels(np.concatenate([features, unlabelled]), labels, classes)[len(labels) :]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -77,27 +78,34 @@ def start_head(
     processes: Processes,
     batch_size: int,
     amp_dtype: torch.dtype | None = None,
-) -> None:
+) -> Pipeline | None:
     """Set the head to the linear readout of the frozen features of the chosen images: it predicts what `probe` does.
 
     (In mixed precision its logits are rounded, and the readout's are not.) This is the first half of LP-FT (Kumar et
     al., ICLR 2022). One process fits it for all.
-    Raises: InputError with a single class.
+    Returns: the readout, in that process. Raises: InputError with a single class.
     """
 
-    def fit() -> tuple[np.ndarray, np.ndarray]:
+    def fit() -> Pipeline | None:
         if not processes.is_main:
-            return np.zeros(head.weight.shape), np.zeros(head.bias.shape)
+            return None
         features, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
         if len(set(labels.tolist())) < 2:
             raise InputError(
                 f"--head-init linear needs images of at least two classes, and all {len(labels)} are of one"
             )
-        return as_linear_layer(linear_readout(features, labels).fit(features, labels), len(data.classes))
+        return linear_readout(features, labels).fit(features, labels)
 
-    for weight, value in zip((head.weight, head.bias), processes.together(fit), strict=True):
+    readout = processes.together(fit)
+    layer = (
+        as_linear_layer(readout, len(data.classes))
+        if readout
+        else (np.zeros(head.weight.shape), np.zeros(len(head.bias)))
+    )
+    for weight, value in zip((head.weight, head.bias), layer, strict=True):
         weight.copy_(torch.from_numpy(value).to(weight.dtype))
         processes.sum(weight.data)
+    return readout
 
 
 @torch.inference_mode()

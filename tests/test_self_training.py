@@ -11,7 +11,7 @@ from test_linear_head import DIGITS_MODEL, DIGITS_VIT, digit_options, digits, ra
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Processes
-from common.readouts import soft_labels, spread_labels
+from common.readouts import fit_readout, soft_labels, spread_labels
 from deit.builders import build_model, load_weights
 from deit.finetuning_data import build_datasets
 from deit.main import main
@@ -63,7 +63,8 @@ def test_a_sample_that_no_label_reaches_has_the_same_probability_for_all_classes
 def test_a_class_without_labels_gets_next_to_no_probability():
     features, labels = clusters(per_class=10)
     known = labels < 2
-    product = soft_labels(features[known], labels[known], features[~known], classes=5)
+    readout = fit_readout("linear", features[known], labels[known], classes=5)
+    product = soft_labels(readout, features[known], labels[known], features[~known], classes=5)
     np.testing.assert_allclose(product.sum(axis=1), 1)
     assert product[:, 2:].max() < 1e-3
 
