@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0,
         type=whole,
         metavar="N",
-        help="train on up to N other images of the pool too, with soft labels of two readouts; published: 0",
+        help="train on up to N other images of the pool (CSV: of --data-path) too, with soft labels; published: 0",
     )
     add("--finetune", default="", help="a pretrained backbone; file or https://")
     add("--start_epoch", default=0, type=whole)
