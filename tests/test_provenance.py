@@ -132,6 +132,16 @@ def test_the_report_says_when_the_features_are_others(feature_path, capsys):
     assert f"{subset} was chosen from other features than these" in printed()
 
 
+@pytest.mark.parametrize("option", ["--labeled_ids", "--exclude_ids"])
+def test_choosing_beside_a_subset_of_another_pool_is_said(option, feature_path, capsys):
+    before = select(feature_path)
+    select(feature_path, option, before)
+    assert "other features" not in capsys.readouterr().out
+    np.save(feature_path, mixture(N, D, clusters=2, spread=0.4))
+    select(feature_path, option, before)
+    assert f"{before} was chosen from other features than these" in capsys.readouterr().out
+
+
 def test_labels_that_were_filled_in_and_another_precision_are_the_same_features(feature_path):
     subset = select(feature_path)
     table = np.load(feature_path).astype(np.float64)

@@ -18,7 +18,9 @@ from common.files import atomic_file, make_output_dir, write_json
 from common.processes import Processes
 from common.subset_file import (
     indices_checksum,
+    is_image_list,
     losses_file,
+    note_on_pool,
     provenance_of,
     read_labeled_ids,
     read_subset_ids,
@@ -140,7 +142,7 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     )
     excluded = [] if args.exclude_ids is None else read_subset_ids(args.exclude_ids, n, "--exclude_ids")
     Candidates(n, tuple(labeled), tuple(excluded)).check(budgets[-1])
-    for note in notes:
+    for note in (*notes, *notes_on_lists([*(args.labeled_ids or ()), *filter(None, [args.exclude_ids])], features)):
         processes.report(note)
     if args.drop_duplicates:
         dropped = near_duplicates(features, args.drop_duplicates, labeled, processes)
@@ -157,6 +159,13 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     exports = read_exports(args, n, paths)
     provenance = provenance_of(args, features) if processes.is_main else {}
     return Request(features, candidates, budgets, paths, exports, provenance)
+
+
+def notes_on_lists(files: Sequence[str], features: np.ndarray) -> list[str]:
+    """Which lists of indices are subsets of another pool than that of these features (n, d)."""
+    lists = {path: read_subset_ids(path, len(features)) for path in files if not is_image_list(path)}
+    notes = (note_on_pool(path, ids, len(features), features=features) for path, ids in lists.items())
+    return [*filter(None, notes)]
 
 
 def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
