@@ -9,7 +9,7 @@ from conftest import CLASSES, mixture, write_pool
 from digit_scenes import write_scenes
 from test_segmentation_data import data_of
 
-from common import subset_file
+from common import VERSION, subset_file
 from common.pool_paths import write_image_paths
 from common.subset_file import features_checksum, note_on_pool, project_version, provenance_file, read_subset_ids
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline, report
@@ -186,9 +186,9 @@ def test_of_many_features_some_blocks_are_read(monkeypatch):
 
 
 def test_a_copy_without_git_has_the_version_of_the_project(tmp_path):
-    assert project_version(tmp_path) == "1.0"
+    assert project_version(tmp_path) == VERSION
     (tmp_path / "broken" / ".git").mkdir(parents=True)
-    assert project_version(tmp_path / "broken") == "1.0"
+    assert project_version(tmp_path / "broken") == VERSION
 
 
 def test_the_trainer_says_where_the_subset_was_chosen_by_images_prepared_in_another_way(feature_path, pool):
