@@ -97,6 +97,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     state.soft_labels = soft_labels
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
+        if (data.unlabelled is None) != (state.soft_labels is None):
+            what = f"checkpoint {own_checkpoint[1]} is of another run"
+            raise InputError(f"{what}: one with unlabelled images, one without")
         processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
     else:
         state.epoch = args.start_epoch

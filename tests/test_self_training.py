@@ -101,6 +101,11 @@ def test_a_resumed_run_trains_on_the_same_soft_labels_to_the_same_weights(digits
     main([*resumed, "--epochs", "2"])
     with pytest.raises(InputError, match="unlabelled was 100, is 50"):
         main([*resumed, "--epochs", "3", "--unlabelled", "50"])
+    checkpoint = read_checkpoint(tmp_path / "parts" / "checkpoint.pth")
+    del checkpoint["soft_labels"], checkpoint["run"]["unlabelled"], checkpoint["run"]["unlabelled_images"]
+    torch.save(checkpoint, tmp_path / "older.pth")
+    with pytest.raises(InputError, match="one with unlabelled images, one without"):
+        main([*common, "--epochs", "3", "--resume", str(tmp_path / "older.pth")])
     main([*resumed, "--epochs", "3"])
     parts, whole = (read_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("parts", "whole"))
     assert torch.equal(parts["soft_labels"], whole["soft_labels"])
