@@ -136,7 +136,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         if others is None:
             notes.append("the pool has no images beside the labelled ones: --unlabelled has no effect")
         else:
-            identity["unlabelled_images"] = f"{len(others)} images"
+            identity["unlabelled_images"] = describe_images(others)
     # What cannot be read or has the wrong size shows before the work begins.
     train_transform(args)(train[0][0])
     if val is not None:
@@ -179,8 +179,14 @@ def labels_of(images: Dataset) -> list[int]:
 
 def describe_images(images: Dataset) -> str:
     """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
-    if isinstance(images, Subset):  # one split of iNaturalist
+    if isinstance(images, Subset) and isinstance(images.dataset, INaturalist):  # one split of it
         names = (f"{row}/{images.dataset.index[row][1]}" for row in images.indices)
+    elif isinstance(images, Subset):
+        files = isinstance(images.dataset, ListedImages)
+        names = (
+            os.path.relpath(images.dataset.samples[row][0], images.dataset.root) if files else str(row)
+            for row in images.indices
+        )
     elif isinstance(images, ListedImages):  # whose labels may be corrected
         names = (f"{path[len(str(images.root)) :]} {images.classes[label]}" for path, label in images.samples)
     elif isinstance(images, ClassFolders):
