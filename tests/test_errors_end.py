@@ -105,10 +105,10 @@ def test_an_error_in_one_of_two_processes_ends_both_and_all_workers(damaged, bac
 @pytest.mark.parametrize("what", ["the log", "a checkpoint"])
 def test_an_error_in_the_thread_that_writes_ends_the_run_with_the_file_and_the_reason(what, pool, backbone, tmp_path):
     """A limit on the size of files stands in for a full disk: the system refuses to write in the same way."""
-    small = {"the log": 5000, "a checkpoint": 20_000}[what]
+    small = {"the log": 3000, "a checkpoint": 20_000}[what]
     given = options(pool, backbone, "--num_workers", 0, "--output_dir", tmp_path / "out")
     if what == "the log":  # it comes to that size before a checkpoint is due
-        given += ["--epochs", "100", "--eval_interval", "100", "--save-interval", "100"]
+        given += ["--epochs", "60", "--eval_interval", "60", "--save-interval", "60"]
     code, errors = run_in_a_session([sys.executable, "main.py", *given], RLIMIT_FSIZE=small)
     file = {"the log": "log.txt", "a checkpoint": "best_checkpoint.pth"}[what]
     assert code == 2
