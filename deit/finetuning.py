@@ -76,11 +76,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     run = describe_run(args, data, plan, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
-    start = fitted = None
+    start = known = None
     if args.head_init == "linear" and not own_checkpoint:
         from deit.frozen_probe import start_head
 
-        fitted = start_head(head, model, data, processes, args.batch_size, amp_dtype)
+        known = start_head(head, model, data, processes, args.batch_size, amp_dtype)
         start = evaluate_now(model) if data.val is not None else None
         seen = f": {describe(start)} before the first update" if start else ""
         processes.report(f"head from a logistic regression on the frozen features of {len(data.train)} images{seen}")
@@ -88,7 +88,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if data.unlabelled is not None and not own_checkpoint:
         from deit.self_training import fit_soft_labels
 
-        soft_labels = fit_soft_labels(model, data, processes, args.batch_size, amp_dtype, args.num_workers, fitted)
+        soft_labels = fit_soft_labels(model, data, processes, args.batch_size, amp_dtype, args.num_workers, known)
         sure = 100 * soft_labels.amax(dim=1).mean()
         processes.report(
             f"soft labels of {len(soft_labels)} unlabelled images: {sure:.0f}% sure of one class on average"

@@ -1,7 +1,7 @@
 """Cheaper readouts: at the smallest budgets a classifier on frozen features beats finetuning the network."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,29 @@ def cross_validated(
     return {"acc1": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "folds": folds}
 
 
+class LabelledFeatures(NamedTuple):
+    """Frozen features (k, d) of the chosen images, their labels (k,), and the linear readout fitted to them."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    readout: Pipeline
+
+
+def read_out(
+    model: nn.Module,
+    data: FinetuningData,
+    device: torch.device,
+    batch_size: int,
+    amp_dtype: torch.dtype | None,
+    purpose: str,
+) -> LabelledFeatures:
+    """Raises InputError, which begins with the purpose, with a single class."""
+    features, labels = features_of(model, data.train_as_evaluated, device, batch_size, amp_dtype)
+    if len(set(labels.tolist())) < 2:
+        raise InputError(f"{purpose} of at least two classes, and all {len(labels)} are of one")
+    return LabelledFeatures(features, labels, linear_readout(features, labels).fit(features, labels))
+
+
 @torch.no_grad()
 def start_head(
     head: nn.Linear,
@@ -78,34 +101,27 @@ def start_head(
     processes: Processes,
     batch_size: int,
     amp_dtype: torch.dtype | None = None,
-) -> Pipeline | None:
+) -> LabelledFeatures | None:
     """Set the head to the linear readout of the frozen features of the chosen images: it predicts what `probe` does.
 
     (In mixed precision its logits are rounded, and the readout's are not.) This is the first half of LP-FT (Kumar et
     al., ICLR 2022). One process fits it for all.
-    Returns: the readout, in that process. Raises: InputError with a single class.
+    Returns: what it was fitted from, in that process. Raises: InputError with a single class.
     """
 
-    def fit() -> Pipeline | None:
+    def fit() -> LabelledFeatures | None:
         if not processes.is_main:
             return None
-        features, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
-        if len(set(labels.tolist())) < 2:
-            raise InputError(
-                f"--head-init linear needs images of at least two classes, and all {len(labels)} are of one"
-            )
-        return linear_readout(features, labels).fit(features, labels)
+        purpose = "--head-init linear needs images"
+        return read_out(model, data, processes.device, batch_size, amp_dtype, purpose)
 
-    readout = processes.together(fit)
-    layer = (
-        as_linear_layer(readout, len(data.classes))
-        if readout
-        else (np.zeros(head.weight.shape), np.zeros(len(head.bias)))
-    )
+    known = processes.together(fit)
+    zeros = np.zeros(head.weight.shape), np.zeros(head.bias.shape)
+    layer = as_linear_layer(known.readout, len(data.classes)) if known else zeros
     for weight, value in zip((head.weight, head.bias), layer, strict=True):
         weight.copy_(torch.from_numpy(value).to(weight.dtype))
         processes.sum(weight.data)
-    return readout
+    return known
 
 
 @torch.inference_mode()

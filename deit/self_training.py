@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common.errors import InputError
 from common.processes import Processes
-from common.readouts import fit_readout, soft_labels
+from common.readouts import soft_labels
 from deit.finetuning_data import FinetuningData
-from deit.frozen_probe import features_of
+from deit.frozen_probe import LabelledFeatures, features_of, read_out
 
 
 def fit_soft_labels(
@@ -26,23 +24,21 @@ def fit_soft_labels(
     batch_size: int,
     amp_dtype: torch.dtype | None = None,
     workers: int = 0,
-    readout: ClassifierMixin | None = None,
+    known: LabelledFeatures | None = None,
 ) -> Tensor:
     """Probabilities (m, c) of the classes of data.unlabelled, from the frozen features of all and the labels of some.
 
-    One process fits them for all. readout: the linear one of the labelled images, where it is fitted already.
+    One process fits them for all. known: of the labelled images, where that process has it already.
     Raises: InputError with a single class.
     """
 
     def fit() -> np.ndarray:
         if not processes.is_main:
             return np.zeros((len(data.unlabelled), len(data.classes)))
-        labelled, labels = features_of(model, data.train_as_evaluated, processes.device, batch_size, amp_dtype)
-        if len(set(labels.tolist())) < 2:
-            raise InputError(f"--unlabelled needs labels of at least two classes, and all {len(labels)} are of one")
-        others, _ = features_of(model, data.unlabelled_as_evaluated, processes.device, batch_size, amp_dtype, workers)
-        fitted = readout or fit_readout("linear", labelled, labels, len(data.classes))
-        return soft_labels(fitted, labelled, labels, others, len(data.classes))
+        device = processes.device
+        labelled = known or read_out(model, data, device, batch_size, amp_dtype, "--unlabelled needs labels")
+        others, _ = features_of(model, data.unlabelled_as_evaluated, device, batch_size, amp_dtype, workers)
+        return soft_labels(labelled.readout, labelled.features, labelled.labels, others, len(data.classes))
 
     fitted = torch.from_numpy(processes.together(fit)).float().to(processes.device)
     processes.sum(fitted)
