@@ -9,7 +9,6 @@ ready: no loop is faster, whatever reads the files. Figures are medians; "cores"
 loops, workers included, which hardly depends on what else the machine does.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -25,20 +24,15 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 
 # isort: split
-import timm
 import torch
-import torchvision.transforms as T
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
+from common.command_line import ArgumentParser, number, run
 from common.cpus import worker_count
 from common.feature_file import FeatureFile
 from common.processes import Processes, passes, pick_device
-from data_selection.backbones import Backbone, build_backbone
 from data_selection.extract_feature import parse_args
-from data_selection.extraction import amp_dtype, build_pool, extract
 
 DISTINCT = 16  # files of each kind, each under several names
 KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}
@@ -58,7 +52,7 @@ def plain_loop(network: torch.nn.Module, pool: Dataset, batch_size: int, workers
 
 
 @torch.inference_mode()
-def network_alone(backbone: Backbone, images: torch.Tensor, batch_size: int, device: torch.device) -> None:
+def network_alone(backbone, images: torch.Tensor, batch_size: int, device: torch.device) -> None:
     for batch in images.split(batch_size):
         torch.cat([backbone.features(part.to(device)) for part in passes(batch, device)]).cpu()
 
@@ -75,16 +69,24 @@ def seconds_of(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - elapsed, processor_seconds() - processor
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=128, help="of each kind")
-    parser.add_argument("--repeats", type=int, default=3)
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Images per second of extract_feature.py against a plain loop, by the size of the images.")
+    parser.add_argument("--images", type=number(int, 1), default=128, help="of each kind")
+    parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="of extract_feature.py")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--num_workers", type=int, default=16)
+    parser.add_argument("--batch_size", type=number(int, 1), default=32)
+    parser.add_argument("--num_workers", type=number(int, 0), default=16)
     parser.add_argument("--device", default="auto")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
+    import timm  # seconds to load, with torchvision
+    import torchvision.transforms as T
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from torchvision.datasets import ImageFolder
+
+    from data_selection.backbones import build_backbone
+    from data_selection.extraction import amp_dtype, build_pool, extract
+
     device = pick_device(chosen.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{worker_count(1 << 16)} CPU cores"
     print(f"{chosen.arch} at 224, --amp {chosen.amp}, torch {torch.__version__}, {where}")
@@ -98,12 +100,12 @@ def main() -> None:
             root = Path(folder, kind)
             (root / "class").mkdir(parents=True)
             rng = np.random.default_rng(0)
-            for number in range(count):
-                photo = root / "class" / f"{number:05d}.{suffix}"
-                if number < DISTINCT:
+            for index in range(count):
+                photo = root / "class" / f"{index:05d}.{suffix}"
+                if index < DISTINCT:
                     write_photo(photo, (width, height), rng)
                 else:  # a large one takes longer to write than to read
-                    photo.hardlink_to(photo.with_stem(f"{number % DISTINCT:05d}"))
+                    photo.hardlink_to(photo.with_stem(f"{index % DISTINCT:05d}"))
             args = parse_args(["--dataset", "Folder", "--data_path", str(root)])
             pool = build_pool(args, root, 224, "bicubic")
             steps = [T.Resize((224, 224), T.InterpolationMode.BICUBIC), T.ToTensor()]
@@ -132,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

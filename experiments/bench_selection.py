@@ -37,18 +37,14 @@ from common.feature_file import read_features
 
 METHODS = ("select", "reference", "kmeans")
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_selection", "deit", "segmenter", "experiments")
 SELECTION_SCRIPT = "data_selection/sample_tools/ActiveFT_CIFAR.py"
-SCRIPTS = (
-    "data_selection/extract_feature.py",
-    SELECTION_SCRIPT,
-    "data_selection/sample_tools/baseline.py",
-    "data_selection/sample_tools/report.py",
-    "deit/main.py",
-    "deit/predict.py",
-    "segmenter/main.py",
-    "segmenter/predict.py",
-    "experiments/paper_table.py",
-)
+SCRIPTS = [
+    str(file.relative_to(ROOT))
+    for package in PACKAGES
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if 'if __name__ == "__main__":' in file.read_text().splitlines()
+]
 CPU_INFO = Path("/proc/cpuinfo")
 
 

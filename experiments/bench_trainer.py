@@ -30,19 +30,13 @@ import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 # isort: split
 import numpy as np
 import torch
-import torchvision.transforms as T
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
+from common.command_line import ArgumentParser, number, run
 from common.cpus import worker_count
-from common.networks import input_size
 from common.processes import Interruption, Processes
-from deit.builders import build_model, build_plan, build_recipe, build_state, build_train_loader
-from deit.engine import end_epoch, train_one_epoch
-from deit.finetuning_data import build_datasets
 from deit.recipe_options import parse_args
 from experiments.bench_extraction import write_photo
 
@@ -60,15 +54,22 @@ CASES = {  # name: images, their size, options of main.py, epochs timed together
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     """An image folder whose val split is a part of train."""
     rng = np.random.default_rng(0)
-    for number in range(count):
-        for split in ("train", "val") if number < 20 else ("train",):
-            path = folder / split / str(number % 10) / f"{number:05d}.jpg"
+    for index in range(count):
+        for split in ("train", "val") if index < 20 else ("train",):
+            path = folder / split / str(index % 10) / f"{index:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_photo(path, size, rng)
 
 
 def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
     """One epoch per step: DeiT's loop, without what this project adds to it."""
+    import torchvision.transforms as T  # seconds to load, with timm
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+    from torchvision.datasets import ImageFolder
+
+    from common.networks import input_size
+    from deit.builders import build_model, build_plan, build_state
+
     size = input_size(args)
     transform = create_transform(size, is_training=True, color_jitter=0.0, interpolation="bicubic")
     if size <= 32:
@@ -99,6 +100,10 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
 
 def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     """One epoch per step, through the pieces of deit/main.py."""
+    from deit.builders import build_model, build_plan, build_recipe, build_state, build_train_loader
+    from deit.engine import end_epoch, train_one_epoch
+    from deit.finetuning_data import build_datasets
+
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)
     sampler, plan = build_plan(args, len(data.train), processes)
@@ -121,14 +126,13 @@ def seconds_per_epoch(epochs: Iterator[None], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Epoch time of deit/main.py against a plain loop.")
     parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--num_workers", default="16")
-    chosen = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {worker_count(int(chosen.num_workers))} workers"
-    )
+    parser.add_argument("--num_workers", type=number(int, 0), default=16)
+    chosen = parser.parse_args(argv)
+    workers = worker_count(chosen.num_workers)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {workers} workers")
     print(f"{'case':34} {'plain, s/epoch':>15} {'here, s/epoch':>15} {'images/s':>10} {'ratio':>7}")
     for name, (count, size, options, epochs, repeats) in CASES.items():
         if chosen.only not in name:
@@ -137,7 +141,7 @@ def main() -> None:
             write_images(Path(folder), count, size)
             args = parse_args([
                 "--data-set", "IMNET", "--data-path", folder, "--device", "cpu", "--epochs", str(epochs * repeats + 1),
-                "--num_workers", chosen.num_workers, "--batch-size", "256", "--total-batch-size", "256",
+                "--num_workers", str(workers), "--batch-size", "256", "--total-batch-size", "256",
                 "--clip-grad", "2.0", *options.split(),
             ])  # fmt: skip
             plain, ours = plain_epochs(args), our_epochs(args)
@@ -152,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

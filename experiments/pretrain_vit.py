@@ -15,24 +15,34 @@ on the machine). Training reads no labels; the printed accuracy does. The augmen
 short runs on this same val split, so the accuracy is a check of the features, not an unbiased estimate.
 """
 
-import argparse
 import math
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
+
+import common  # noqa: F401 - before torch is loaded, see common/__init__.py
+
+# isort: split
 import torch
 import torch.nn.functional as F
-from timm import create_model
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
+
+from common.command_line import ArgumentParser, number, run, seed_number
+from common.errors import InputError
+from common.files import atomic_file
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 0}
 
 
 def load_images(folder: Path) -> tuple[Tensor, Tensor]:
     """Return a split's images (N, 3, 32, 32) with values in 0..1 and their labels (N,)."""
+    from torchvision.datasets import ImageFolder  # a second to load, as timm is
+    from torchvision.transforms.functional import to_tensor
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: give --pool a folder that experiments/digits_pool.py has written")
     dataset = ImageFolder(str(folder))
     return torch.stack([to_tensor(image) for image, _ in dataset]), torch.tensor(dataset.targets)
 
@@ -64,6 +74,8 @@ def augment(images: Tensor) -> Tensor:
 
 def cls_features(vit: nn.Module, images: Tensor) -> Tensor:
     """Return the [CLS] token after the final norm, (B, D), of images (B, 3, H, W) in 0..1."""
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
     return vit.forward_features((images - mean) / std)[:, 0]
@@ -136,28 +148,28 @@ def knn_accuracy(vit: nn.Module, bank: tuple[Tensor, Tensor], queries: tuple[Ten
     return (bank[1][nearest].mode(dim=1).values == queries[1]).float().mean().item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain a small ViT on the digits pool, without labels.")
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Pretrain a small ViT on the digits pool, without labels.")
     parser.add_argument("--pool", type=Path, required=True, help="folder written by digits_pool.py")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("digits_vit.pth"))
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch_size", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--epochs", type=number(int, 1), default=200)
+    parser.add_argument("--batch_size", type=number(int, 2), default=96)
+    parser.add_argument("--lr", type=number(float, above=0), default=1e-3)
+    parser.add_argument("--temperature", type=number(float, above=0), default=0.2)
+    parser.add_argument("--seed", type=seed_number, default=0)
+    args = parser.parse_args(argv)
+    from timm import create_model
 
     torch.manual_seed(args.seed)
     train, val = load_images(args.pool / "train"), load_images(args.pool / "val")
     vit = create_model("vit_tiny_patch16_224", **VIT)
     pretrain(vit, train[0], args.epochs, args.batch_size, args.lr, args.temperature)
     standardise(vit, train[0])
-
-    unfinished = args.output.with_suffix(".tmp")
-    torch.save(vit.state_dict(), unfinished)
-    unfinished.replace(args.output)
+    with atomic_file(args.output) as unfinished:
+        torch.save(vit.state_dict(), unfinished)
     print(f"5-NN accuracy on val, L2-normalised [CLS] features: {knn_accuracy(vit, train, val):.2%}")
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

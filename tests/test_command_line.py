@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,24 +7,9 @@ from pathlib import Path
 import pytest
 
 from common.command_line import run
+from experiments.bench_selection import SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [
-    "data_selection/extract_feature.py",
-    "data_selection/sample_tools/ActiveFT_CIFAR.py",
-    "data_selection/sample_tools/ActiveFT_ImageNet.py",
-    "data_selection/sample_tools/baseline.py",
-    "data_selection/sample_tools/report.py",
-    "deit/main.py",
-    "deit/predict.py",
-    "segmenter/main.py",
-    "segmenter/predict.py",
-    "experiments/bench_selection.py",
-    "experiments/demo.py",
-    "experiments/digits_pool.py",
-    "experiments/emd_along_optimisation.py",
-    "experiments/paper_table.py",
-]
 SLOW_TO_LOAD = ["torch._dynamo", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "datasets"]
 MODULES_AFTER_HELP = f"""
 import json, runpy, sys
@@ -44,6 +30,13 @@ def test_no_help_loads_a_library_that_is_slow_to_load():
         [sys.executable, "-c", MODULES_AFTER_HELP, *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout.splitlines()[-1]) == {script: [] for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_threads_sleep_while_they_wait_because_common_is_loaded_before_torch(script):
+    """OpenMP reads its variables when torch is loaded, and never again."""
+    imports = re.findall(r"^(?:import|from) (\w+)", (ROOT / script).read_text(), re.MULTILINE)
+    assert not {"torch", "torchvision", "timm"} & set(imports[: imports.index("common")])
 
 
 def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path, capsys):

@@ -1,9 +1,6 @@
 """How commands behave on a machine, or in a container, that they share."""
 
 import os
-import re
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -30,26 +27,6 @@ def test_the_cpu_quota_of_a_container_is_read_from_both_versions_of_cgroups(memb
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     assert min(_quotas(tmp_path / "cgroup", tmp_path / "fs"), default=None) == quota
-
-
-SCRIPTS = [
-    "data_selection/extract_feature.py",
-    "data_selection/sample_tools/ActiveFT_CIFAR.py",
-    "data_selection/sample_tools/ActiveFT_ImageNet.py",
-    "data_selection/sample_tools/baseline.py",
-    "data_selection/sample_tools/report.py",
-    "deit/main.py",
-    "segmenter/main.py",
-    "segmenter/predict.py",
-]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_threads_sleep_while_they_wait_because_common_is_loaded_before_torch(script):
-    """libgomp reads the variable when it is loaded, and never again."""
-    lines = (Path(__file__).parents[1] / script).read_text().splitlines()
-    imports = [line.split()[1].split(".")[0] for line in lines if re.match(r"(import|from) ", line)]
-    assert set(imports[: imports.index("common")]) <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("policy", [None, "active"])
