@@ -71,6 +71,13 @@ class Processes:
             raise error
         return result
 
+    def from_main(self, work: Callable[[], Result]) -> Result:
+        """What the main process makes of some work, in all of them. Its InputError is raised in all, too."""
+        made = [self.together(lambda: work() if self.is_main else None)]
+        if self.size > 1:
+            dist.broadcast_object_list(made)
+        return made[0]
+
     def report(self, message: str) -> None:
         """Print a line, in one process only, above its progress bars."""
         if self.is_main:

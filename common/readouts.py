@@ -71,18 +71,28 @@ def as_linear_layer(readout: Pipeline, classes: int) -> tuple[np.ndarray, np.nda
 def best_strength(features: np.ndarray, labels: np.ndarray) -> float:
     """C, the inverse strength of the regularisation, by cross-validation on the labelled samples alone.
 
-    The C of the least log-loss over 5 folds, stratified as far as the classes allow. A sample whose class is in no
+    The C of the least log-loss over 5 folds. A sample whose class is in no
     other fold says nothing of it and is left out. With fewer than two samples per class on average that would be most
     of them: C is then 1.
     """
-    classes, counts = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if len(labels) < 2 * len(classes) or len(classes) < 2:
         return STRENGTHS[0]
-    folds = StratifiedKFold(min(FOLDS, counts.max()), shuffle=True, random_state=0)
+    splits = stratified_folds(features, labels)
+    return min(STRENGTHS, key=lambda strength: _held_out_loss(strength, features, labels, splits))
+
+
+def stratified_folds(features: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What each fold is fitted to, and what it holds out, of 5, or fewer where no class has 5 samples; else none.
+
+    Folds are stratified as far as the classes allow.
+    """
+    folds = min(FOLDS, int(np.bincount(labels).max()))
+    if folds < 2:
+        return []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        splits = list(folds.split(features, labels))
-    return min(STRENGTHS, key=lambda strength: _held_out_loss(strength, features, labels, splits))
+        return list(StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels))
 
 
 def _held_out_loss(strength: float, features: np.ndarray, labels: np.ndarray, splits: Sequence[tuple]) -> float:

@@ -4,15 +4,16 @@ import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.checkpoints import fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
 from common.errors import InputError
-from common.files import atomic_file
-from common.processes import Interruption, Processes
+from common.files import atomic_file, locked
+from common.processes import Interruption, Processes, Result, launched
 from common.training import TrainingState, differences
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("checkpoint.pth", "best_checkpoint.pth")
 MOST_NAMED_CLASSES = 30  # in a picture
+
+
+def run_trainer(finetune: Callable[[argparse.Namespace, Processes], Result], args: argparse.Namespace) -> Result:
+    """Run a trainer, alone or among the processes of torchrun, that has its --output_dir for itself."""
+    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
+        if args.output_dir and not args.eval:
+            processes.from_main(lambda: held.enter_context(locked(Path(args.output_dir))))
+        return finetune(args, processes)
 
 
 def newest_checkpoint(
@@ -44,48 +53,74 @@ def newest_checkpoint(
     return max(found, key=lambda entry: entry[:3])[3:] if found else None
 
 
-def read_trained(source: str, script: str) -> tuple[dict[str, Any], argparse.Namespace, list[str]]:
-    """A run's checkpoint that is to be used: itself, the options it was trained with, and the names of its classes.
+def read_trained(
+    source: str, script: str, build: Callable[[argparse.Namespace, int], nn.Module]
+) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
+    """A trained model, the options that it was trained with, and what else its checkpoint says of the run.
 
-    Raises InputError when it is none of `script`, or holds no class names.
+    build: makes the model, given those options and the number of classes.
+    Raises InputError when it is no checkpoint of `script`, or holds no class names, or another model than it names.
     """
     checkpoint = fetch_checkpoint(source)
     if not is_own_checkpoint(checkpoint):
         raise InputError(f"{source} is no checkpoint of {script}, but weights alone: what are its model and classes?")
-    classes = (checkpoint.get("run") or {}).get("classes")
-    if not classes:
+    run, options = checkpoint.get("run") or {}, checkpoint["args"]
+    if not run.get("classes"):
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
-    options = checkpoint["args"]
-    return checkpoint, options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options), classes
+    options = options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options)
+    try:
+        model = build(options, len(run["classes"]))
+        model.load_state_dict(checkpoint["model"])
+    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{source} is no checkpoint of {script}, or of another model: {reason}") from None
+    return model.eval(), options, run
 
 
 class RunFolder:
     """What a run leaves in --output_dir, written in order by a thread of its own, so that training goes on meanwhile.
 
+    Without --output_dir, and in all processes but one, nothing is written, and `path` is None.
     counter: the key of a log line that says where in the run it was written ("epoch", "iteration"); lines from `start`
     on are dropped, for they are going to be written again. fresh: the run starts anew, not from a checkpoint.
     The log's line is written before the checkpoint that follows it: a run that is killed in between, and resumed,
     trains the stretch again and writes the same.
     """
 
-    def __init__(self, path: Path, start: int, fresh: bool, tensorboard: bool = False, counter: str = "epoch"):
-        self.path, self.log_path, self.counter = path, path / "log.txt", counter
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        run: dict[str, Any],
+        state: TrainingState,
+        processes: Processes,
+        counter: str,
+        start: int,
+        fresh: bool,
+    ):
+        self.args, self.run, self.state, self.processes, self.counter = args, run, state, processes, counter
+        self.path = Path(args.output_dir) if args.output_dir and processes.is_main else None
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
-        for unfinished in path.glob(".*.tmp"):  # of a run that was killed while it wrote
+        self.tensorboard = None
+        if self.path is None:
+            return
+        self.log_path = self.path / "log.txt"
+        for unfinished in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
             unfinished.unlink()
         for name in ("summary.json", *CHECKPOINTS * fresh):  # of the run before, until this one has its own
-            (path / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
         lines = self.log_path.read_text().splitlines(keepends=True) if self.log_path.is_file() else []
         with atomic_file(self.log_path) as temporary:
             temporary.write_text("".join(line for line in lines if _is_before(line, counter, start)))
-        self.tensorboard = None
-        if tensorboard:
+        if getattr(args, "tensorboard", False):
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
-            self.tensorboard = SummaryWriter(str(path), purge_step=start)
+            self.tensorboard = SummaryWriter(str(self.path), purge_step=start)
 
     def append_to_log(self, entry: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+
         def append() -> None:
             try:
                 with self.log_path.open("a") as log:
@@ -97,7 +132,13 @@ class RunFolder:
 
         self.pending.append(self.writer.submit(append))
 
-    def save(self, checkpoint: dict[str, Any], names: list[str]) -> None:
+    def save(self, best: bool = False, last: bool = True) -> None:
+        """Save the state as it is now: as the best one, the last one, both or neither."""
+        names = ["best_checkpoint.pth"] * best + ["checkpoint.pth"] * last
+        if self.path is None or not names:
+            return
+        checkpoint = self.state.checkpoint(self.args, self.run)
+
         def save() -> None:
             for name in names:
                 write_checkpoint(self.path / name, checkpoint)
@@ -117,25 +158,16 @@ class RunFolder:
         self.finish()
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
-
-def stop(
-    folder: RunFolder | None,
-    state: TrainingState,
-    args: argparse.Namespace,
-    run: dict[str, Any],
-    where: str,
-    processes: Processes,
-) -> NoReturn:
-    """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
-    saved = "no --output_dir: nothing was saved"
-    if args.output_dir:
-        saved = f"continue with --auto-resume; saved in {args.output_dir}"
-    if folder:
-        folder.save(state.checkpoint(args, run), ["checkpoint.pth"])
-        folder.finish()
-    processes.report(f"stopped by SIGTERM {where}; {saved}")
-    processes.barrier()
-    raise SystemExit(Interruption.EXIT_CODE)
+    def stop(self, where: str) -> NoReturn:
+        """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
+        saved = "no --output_dir: nothing was saved"
+        if self.args.output_dir:
+            saved = f"continue with --auto-resume; saved in {self.args.output_dir}"
+        self.save()
+        self.finish()
+        self.processes.report(f"stopped by SIGTERM {where}; {saved}")
+        self.processes.barrier()
+        raise SystemExit(Interruption.EXIT_CODE)
 
 
 def _is_before(line: str, counter: str, start: int) -> bool:

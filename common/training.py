@@ -26,6 +26,7 @@ from common.networks import normalised
 from common.processes import Interruption, Processes, autocast, gradients_stay
 
 Batch = tuple[Tensor, Tensor]
+LENGTHS = ("epochs", "iterations")
 
 
 @dataclass
@@ -134,15 +135,13 @@ class TrainingState:
         return state
 
 
-def differences(
-    before: dict[str, Any], now: dict[str, Any], growing: tuple[str, ...] = ("epochs", "iterations")
-) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two runs, of what both know, as "lr was 0.01, is 0.1"; the lengths of a run may grow."""
     now = in_main_memory(now)  # lists for tuples, as in a checkpoint
     return [
         f"{name} was {before[name]}, is {now[name]}"
         for name in now
-        if name in before and before[name] != now[name] and not (name in growing and before[name] < now[name])
+        if name in before and before[name] != now[name] and not (name in LENGTHS and before[name] < now[name])
     ]
 
 
@@ -168,7 +167,7 @@ class Recipe:
     """What stays the same for a whole run.
 
     loss(model, images, targets): the mean over the images, a scalar. seed: of what the loss and the model draw.
-    evidence_dir: where a loss that is not finite leaves what is needed to look at it.
+    output_dir: where a loss that is not finite leaves what is needed to look at it; nowhere when empty.
     """
 
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -176,7 +175,7 @@ class Recipe:
     seed: int
     clip_grad: float | None = None
     amp_dtype: torch.dtype | None = None
-    evidence_dir: Path | None = None
+    output_dir: str = ""
 
 
 def update_weights(
@@ -243,11 +242,11 @@ def give_up(
 ) -> NoReturn:
     """Raise InputError for a loss that is not finite; the process it arose in saves its weights and batch first."""
     place = {"epoch": state.epoch, "update": state.update, "lr": state.lr}
-    if recipe.evidence_dir and not own_loss.isfinite():
+    if recipe.output_dir and not own_loss.isfinite():
         evidence = {"loss": own_loss.item(), "model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}
-        write_checkpoint(recipe.evidence_dir / f"nonfinite_{processes.rank}.pth", place | evidence)
+        write_checkpoint(Path(recipe.output_dir) / f"nonfinite_{processes.rank}.pth", place | evidence)
     processes.barrier()
     where = "epoch {epoch}, update {update}, lr {lr:g}".format(**place)
-    saved = f"; the weights and the last batch are in {recipe.evidence_dir}/nonfinite_*.pth"
-    advice = "lower --lr or --clip-grad" + saved * bool(recipe.evidence_dir)
+    saved = f"; the weights and the last batch are in {recipe.output_dir}/nonfinite_*.pth"
+    advice = "lower --lr or --clip-grad" + saved * bool(recipe.output_dir)
     raise InputError(f"the loss is {mean_loss} at {where}: {advice}")

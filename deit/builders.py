@@ -1,7 +1,6 @@
 """From the options to the parts of a run: model, optimiser, loss, images, and how they are divided among processes."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DistributedSampler, Sampler
+from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sampler
+from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
 from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
@@ -18,11 +18,11 @@ from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
-from common.processes import Processes, amp_dtype_of, in_parallel
-from common.run_folder import read_trained
+from common.processes import Processes, amp_dtype_of
 from common.training import Recipe, TrainingState
-from deit.engine import ClassificationLoss, DistillationLoss, base_criterion
-from deit.finetuning_data import FinetuningData, ImageOnly, train_transform
+from deit.augmentation import train_transform
+from deit.datasets import FinetuningData
+from deit.engine import ClassificationLoss, base_criterion
 from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 
 MUCH_OF_THE_AVERAGE = 0.1
@@ -58,7 +58,7 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
         f"recipe: {total} images per update at lr {scaled_lr(args, total):g}; an epoch is {plan.updates} update(s), "
         f"{draws} draws of {distinct} of the {n} images"
     )
-    if data.unlabelled is not None:
+    if len(data.unlabelled):
         recipe += f": {len(data.train)} labelled ones, {data.repeats} times each, and {len(data.unlabelled)} unlabelled"
     if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
@@ -82,20 +82,6 @@ def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
     elif args.distillation_type != "none":
         raise InputError(f"--distillation-type {args.distillation_type} needs a distilled model, not {args.model}")
     return model
-
-
-def build_trained(source: str) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
-    """A trained model, the options it was trained with, and what else its checkpoint says of the run."""
-    checkpoint, options, classes = read_trained(source, "deit/main.py")
-    if len(classes) < 2:
-        raise InputError(f"checkpoint {source} knows a single class, {classes[0]!r}: there is nothing to predict")
-    try:
-        model = build_model(options, len(classes))
-        model.load_state_dict(checkpoint["model"])
-    except (AttributeError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"checkpoint {source} does not hold the model that it names: {reason}") from None
-    return model.eval(), options, checkpoint["run"]
 
 
 def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:
@@ -147,9 +133,8 @@ def describe_run(
     run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
     if weights is not None:
         run["weights"] = weights
-    teacher = recipe.loss.criterion.teacher
-    if teacher is not None:
-        run["teacher_weights"] = weights_checksum(teacher.state_dict())
+    if recipe.loss.teacher is not None:
+        run["teacher_weights"] = weights_checksum(recipe.loss.teacher.state_dict())
     return run
 
 
@@ -195,19 +180,16 @@ def build_recipe(
             raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
         teacher.to(device).eval()
     base = base_criterion(mixup is not None or soft_targets, args.smoothing)
-    criterion = DistillationLoss(base, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
-    amp_dtype = amp_dtype_of(args.amp, device)
-    evidence_dir = Path(args.output_dir) if args.output_dir else None
-    loss = ClassificationLoss(criterion, mixup)
-    return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, evidence_dir)
+    distillation = args.distillation_type, args.distillation_alpha, args.distillation_tau
+    loss = ClassificationLoss(base, mixup, teacher, *distillation)
+    return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype_of(args.amp, device), args.output_dir)
 
 
 def build_eval_loader(args: argparse.Namespace, data: FinetuningData, processes: Processes) -> KeptBatches:
     """All images of the evaluation split, or with --dist-eval this process's share, in batches three times as large."""
     mine = range(processes.rank if args.dist_eval else 0, len(data.val), processes.size if args.dist_eval else 1)
-    size = 3 * args.batch_size
-    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
-    loader = ImageLoader(data.val, batches, size, args.num_workers, pins(args, processes))
+    batches = BatchSampler(mine, 3 * args.batch_size, drop_last=False)
+    loader = ImageLoader(data.val, batches, batches.batch_size, args.num_workers, pin_memory(args, processes))
     return KeptBatches(loader, args.cache_mb * 2**19)
 
 
@@ -222,17 +204,10 @@ def build_train_loader(
     images = data.train if soft_labels is None else ConcatDataset([data.train, data.unlabelled])
     images = DecodedImages(images, args.cache_mb * 2**19, worker_count(args.num_workers), processes.is_main)
     if soft_labels is not None:
-        from deit.self_training import WithUnlabelled  # scikit-learn takes a second to load
-
-        images = WithUnlabelled(images, len(data.train), data.repeats, soft_labels, args.smoothing)
-    drawn = DrawnImages(images, ImageOnly(train_transform(args)), args.seed)
-    return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, pins(args, processes))
+        images = data.with_soft_targets(images, soft_labels, args.smoothing)
+    drawn = DrawnImages(images, StandardTransform(train_transform(args)), args.seed)
+    return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, pin_memory(args, processes))
 
 
-def pins(args: argparse.Namespace, processes: Processes) -> bool:
+def pin_memory(args: argparse.Namespace, processes: Processes) -> bool:
     return args.pin_mem and processes.device.type == "cuda"
-
-
-def distributed(args: argparse.Namespace, model: nn.Module, processes: Processes) -> nn.Module:
-    # Without a teacher, the distillation head of a distilled model learns nothing.
-    return in_parallel(model, processes, some_unused=is_distilled(model) and args.distillation_type == "none")

@@ -1,6 +1,6 @@
-"""One epoch of finetuning, one evaluation, and the losses: of labels, and of a teacher (Touvron et al., DeiT, 2021)."""
+"""The losses: of labels, and of a teacher (Touvron et al., DeiT, 2021); the schedule's steps; one evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,56 +10,47 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.networks import normalised
-from common.processes import Interruption, Processes, autocast
+from common.processes import Processes, autocast
 from common.progress import progress_bar
-from common.training import Batch, Recipe, TrainingState, to_network, update_weights
+from common.training import Batch, TrainingState, to_network
 
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """Mean loss of a batch, with mixup where the recipe has it. criterion(images, outputs, targets) gives it."""
+    """Mean loss of a batch of labelled images, with mixup and a teacher where the recipe has them.
 
-    criterion: nn.Module
+    base(logits, targets) is that of the labels. With a teacher it is (1 - alpha) * base of the class head + alpha *
+    loss of the distillation head: hard, cross entropy with the teacher's argmax, or soft, `soft_distillation`.
+    """
+
+    base: nn.Module
     mixup: Mixup | None = None
+    teacher: nn.Module | None = None
+    kind: str = "none"
+    alpha: float = 0.5
+    tau: float = 1.0
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """images (b, 3, h, w), targets (b,) -> scalar."""
+        """images (b, 3, h, w), targets (b,) or soft (b, c) -> scalar."""
         if self.mixup is not None and len(images) > 1:
             even = len(images) // 2 * 2  # mixup pairs images, and the last batch may be odd
             images, targets = self.mixup(images[:even], targets[:even])
         elif self.mixup is not None:
             targets = F.one_hot(targets, self.mixup.num_classes).float()
-        return self.criterion(images, model(images), targets)
-
-
-def train_one_epoch(
-    model: nn.Module,
-    batches: Iterator[Batch],
-    recipe: Recipe,
-    state: TrainingState,
-    processes: Processes,
-    interruption: Interruption,
-    bar: tqdm,
-    frozen: bool = False,
-) -> bool:
-    """Make the remaining updates of epoch `state.epoch`, from `state.update` on.
-
-    batches: the run's micro-batches (b, 3, h, w) and their labels (b,). `model` may be wrapped for several processes.
-    frozen: only a linear head is trained, and the backbone stays as it is evaluated: no stochastic depth, no dropout,
-    no update of batch norm's statistics.
-    Returns: whether the run is to stop; the state says how far the epoch has come.
-    Raises: InputError, in every process, when the loss is not finite.
-    """
-    model.train(not frozen)
-    while state.update < recipe.plan.updates:
-        stop = update_weights(model, batches, recipe, state, processes, interruption)
-        bar.update()
-        if stop:
-            return True
-    return False
+        outputs = model(images)
+        by_class, by_distillation = outputs if isinstance(outputs, tuple) else (outputs, None)
+        loss = self.base(by_class, targets)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher(images)
+        if self.kind == "soft":
+            distillation = soft_distillation(by_distillation, taught, self.tau)
+        else:
+            distillation = F.cross_entropy(by_distillation, taught.argmax(dim=1))
+        return loss * (1 - self.alpha) + distillation * self.alpha
 
 
 def end_epoch(state: TrainingState) -> None:
@@ -101,8 +92,8 @@ def evaluate(
         if confusion is not None:
             pairs = targets * logits.shape[1] + ranked[:, 0]
             confusion += pairs.cpu().bincount(minlength=confusion.numel()).reshape(confusion.shape)
-    if sharded:
-        for counts in (totals,) if confusion is None else (totals, confusion):
+    for counts in (totals, confusion) if sharded and processes.size > 1 else ():
+        if counts is not None:
             summed = counts.to(processes.device)
             processes.sum(summed)
             counts.copy_(summed)
@@ -115,32 +106,6 @@ def base_criterion(soft_targets: bool, smoothing: float) -> nn.Module:
     if soft_targets:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
-
-
-class DistillationLoss(nn.Module):
-    """(1 - alpha) * base loss of the class head + alpha * distillation loss of the distillation head.
-
-    soft: tau^2 / numel * sum KL(teacher / tau || student / tau); hard: cross entropy with the teacher's argmax.
-    kind "none" is the base loss alone.
-    """
-
-    def __init__(self, base: nn.Module, teacher: nn.Module | None, kind: str, alpha: float, tau: float):
-        super().__init__()
-        self.base, self.teacher, self.kind, self.alpha, self.tau = base, teacher, kind, alpha, tau
-
-    def forward(self, images: Tensor, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """images (b, 3, h, w), outputs (b, c) or one such for each head, targets (b,) or soft (b, c) -> scalar."""
-        by_class, by_distillation = outputs if isinstance(outputs, tuple) else (outputs, None)
-        loss = self.base(by_class, targets)
-        if self.kind == "none":
-            return loss
-        with torch.no_grad():
-            teacher = self.teacher(images)
-        if self.kind == "soft":
-            distillation = soft_distillation(by_distillation, teacher, self.tau)
-        else:
-            distillation = F.cross_entropy(by_distillation, teacher.argmax(dim=1))
-        return loss * (1 - self.alpha) + distillation * self.alpha
 
 
 def soft_distillation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:

@@ -19,27 +19,22 @@ It takes 23 seconds of processor time on a server CPU (Xeon, AVX-512).
 """
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import run
-from common.files import locked
 from deit.recipe_options import parse_args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best accuracies, as in summary.json."""
     args = parse_args(argv)
-    from common.processes import launched  # with torch and timm, seconds to load
+    from common.run_folder import run_trainer  # with torch and timm, seconds to load
     from deit.finetuning import finetune
 
-    with launched(args.device, args.dist_url) as processes, ExitStack() as held:
-        if args.output_dir and not args.eval:
-            processes.together(lambda: processes.is_main and held.enter_context(locked(Path(args.output_dir))))
-        return finetune(args, processes)
+    return run_trainer(finetune, args)
 
 
 if __name__ == "__main__":

@@ -87,14 +87,15 @@ def main(argv: list[str] | None = None) -> Path:
     from common.image_loader import missing_batches
     from common.networks import input_size
     from common.processes import amp_dtype_of, launched
-    from deit.builders import build_trained
+    from common.run_folder import read_trained
+    from deit.augmentation import eval_transform
+    from deit.builders import build_model
     from deit.engine import most_probable
-    from deit.finetuning_data import eval_transform
     from deit.image_sources import unlabelled_images
 
     output = Path(args.output)
     with launched(args.device) as processes, ExitStack() as held:
-        model, options, trained = build_trained(args.checkpoint)
+        model, options, trained = read_trained(args.checkpoint, "deit/main.py", build_model)
         size = input_size(options)
         with processes.main_first():
             images, names, root = unlabelled_images(args, size, eval_transform(size))
@@ -105,8 +106,8 @@ def main(argv: list[str] | None = None) -> Path:
         }
         stamps = pool_images(root, images.samples) if processes.is_main and hasattr(images, "samples") else None
         file = FeatureFile(make_output_dir(output.parent) / output.name, len(images), 4, settings, stamps)
-        processes.together(lambda: processes.is_main and held.enter_context(locked(output.parent, output.name)))
-        processes.together(lambda: processes.is_main and file.prepare(args.resume))
+        processes.from_main(lambda: held.enter_context(locked(output.parent, output.name)))
+        processes.from_main(lambda: file.prepare(args.resume))
         file.open()
         model.to(processes.device)
         batches = missing_batches(images, size, file, processes, args.batch_size, args.num_workers, "predicting")

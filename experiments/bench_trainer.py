@@ -31,7 +31,6 @@ import common  # noqa: F401 - before torch is loaded, see common/__init__.py
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
 from common.command_line import ArgumentParser, number, run
@@ -100,9 +99,10 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
 
 def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     """One epoch per step, through the pieces of deit/main.py."""
+    from common.training import update_weights
     from deit.builders import build_model, build_plan, build_recipe, build_state, build_train_loader
-    from deit.engine import end_epoch, train_one_epoch
-    from deit.finetuning_data import build_datasets
+    from deit.datasets import build_datasets
+    from deit.engine import end_epoch
 
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)
@@ -112,8 +112,9 @@ def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     stream = BatchStream(sampler, plan, 0, 1, range(args.epochs))
     batches = iter(build_train_loader(args, data, stream, processes))
     for _ in range(args.epochs):
-        with tqdm(disable=True) as bar:
-            train_one_epoch(state.model, batches, recipe, state, processes, Interruption(), bar)
+        state.model.train()
+        while state.update < plan.updates:
+            update_weights(state.model, batches, recipe, state, processes, Interruption())
         end_epoch(state)
         yield
 

@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import PolyLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from common.batch_stream import BatchStream, DrawnImages, EpochPlan
@@ -20,12 +19,12 @@ from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
 from common.run_folder import read_trained
-from common.scenes import IGNORED, MaskLabels
-from common.training import Recipe, TrainingState
+from common.scenes import IGNORED
+from common.training import TrainingState
+from segmenter.augmentation import train_transform
+from segmenter.datasets import SegmentationData
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 from segmenter.recipe_options import NO_INFLUENCE, PASSES
-from segmenter.scene_transforms import train_transform
-from segmenter.segmentation_data import SegmentationData
 
 
 class EndlessShuffle(Sampler[int]):
@@ -60,7 +59,7 @@ def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[
 
 
 def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
-    """With fresh weights. Also of the options in a checkpoint, for predict.py."""
+    """With fresh weights."""
     frozen = args.probe is not None
     encoder = build_encoder(args.model, args.model_kwargs, args.crop_size, 0.0 if frozen else args.drop_path)
     d = encoder.embed_dim
@@ -80,37 +79,15 @@ def load_weights(
     """
     if not args.resume:
         return "none", None
-    checkpoint = fetch_checkpoint(args.resume)
     if args.eval:
-        load_trained(model, checkpoint, args.resume)
+        read_trained(args.resume, "segmenter/main.py", lambda *_: model)
         return None, None
-    if is_own_checkpoint(checkpoint) and "classes" in checkpoint.get("run", {}):
+    checkpoint = fetch_checkpoint(args.resume)
+    if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):
         return checkpoint["run"].get("weights"), (checkpoint, args.resume)
-    weights = network_weights(checkpoint, args.resume)
+    weights = network_weights(checkpoint, args.resume)  # also those that deit/main.py has finetuned
     load_pretrained(model.encoder, weights, args.resume)
     return weights_checksum(weights), None
-
-
-def build_trained(source: str) -> tuple[PixelClassifier, argparse.Namespace, MaskLabels]:
-    """The model of a checkpoint, the options it was trained with, and its classes. Raises InputError."""
-    checkpoint, recipe, classes = read_trained(source, "segmenter/main.py")
-    try:
-        labels = MaskLabels(tuple(classes), recipe.ignore_label, recipe.reduce_zero_label)
-        model = build_model(recipe, len(classes))
-    except (AttributeError, TypeError, KeyError) as error:
-        raise InputError(f"{source} is no checkpoint of segmenter/main.py: {error}") from None
-    load_trained(model, checkpoint, source)
-    return model.eval(), recipe, labels
-
-
-def load_trained(model: PixelClassifier, checkpoint: dict[str, Any], source: str) -> None:
-    """Load all weights of a checkpoint of main.py. Raises InputError when it is none, or of another model."""
-    if not isinstance(checkpoint.get("run"), dict) or "classes" not in checkpoint["run"]:
-        raise InputError(f"{source} is no checkpoint of segmenter/main.py")
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        raise InputError(f"checkpoint {source} is of another model: {' '.join(str(error).split())[:300]}") from None
 
 
 def build_state(
@@ -143,17 +120,8 @@ def describe_run(
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     known = {} if weights is None else {"weights": weights}
-    return {**options, **known, **data.identity, "iterations": iterations, "classes": list(data.labels.classes)}
-
-
-def build_recipe(
-    args: argparse.Namespace, plan: EpochPlan, processes: Processes, amp_dtype: torch.dtype | None
-) -> Recipe:
-    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return pixel_loss(model(images), targets, processes)
-
-    evidence_dir = Path(args.output_dir) if args.output_dir else None
-    return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, evidence_dir)
+    images = {"train_images": data.train.listing, "val_images": data.val.listing}
+    return {**options, **known, **images, "iterations": iterations, "classes": list(data.labels.classes)}
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, processes: Processes) -> Tensor:

@@ -19,7 +19,7 @@ from common.processes import Processes, autocast
 from common.progress import progress_bar
 from common.run_folder import MOST_NAMED_CLASSES, save_figure
 from common.scenes import IGNORED, MaskLabels
-from segmenter.segmentation_data import Scenes
+from segmenter.datasets import Scenes
 
 GOLDEN_RATIO = 0.618034
 STRENGTH = 0.6  # of the colours over the image
@@ -165,23 +165,14 @@ def write_labels(
 ) -> None:
     """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted with them."""
     device, colours = next(model.parameters()).device, palette(len(labels.classes))
+    by_label = np.concatenate([np.zeros((int(labels.reduce_zero_label), 3), np.uint8), colours]).tobytes()
     for row, (path, _) in enumerate(progress_bar(images.samples, desc="labelling", unit="img")):
         image = np.array(images[row][0])  # (h, w, 3)
         pixels = resize(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
         classes = window.predict(model, pixels.to(device), image.shape[:2]).cpu().numpy()
-        name = f"{Path(path).stem}.png"
-        save_mask(labels.values(classes), colours, int(labels.reduce_zero_label), folder / "labels" / name)
-        with atomic_file(folder / "overlays" / name) as temporary:
-            Image.fromarray(overlay(image, classes, colours)).save(temporary, format="PNG")
-
-
-def save_mask(values: np.ndarray, colours: np.ndarray, first: int, path: Path) -> None:
-    """A label image: one channel, the labels themselves; of 8 bits with a palette, so that viewers show the colours.
-
-    first: the label of the first class.
-    """
-    image = Image.fromarray(values)
-    if values.dtype == np.uint8:
-        image.putpalette(np.concatenate([np.zeros((first, 3), np.uint8), colours]).tobytes())
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG")
+        mask = Image.fromarray(labels.values(classes))
+        if mask.mode == "L":  # 8 bits: with a palette, so that viewers show the colours
+            mask.putpalette(by_label)
+        for kind, picture in (("labels", mask), ("overlays", Image.fromarray(overlay(image, classes, colours)))):
+            with atomic_file(folder / kind / f"{Path(path).stem}.png") as temporary:
+                picture.save(temporary, format="PNG")

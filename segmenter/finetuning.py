@@ -9,20 +9,20 @@ from common.errors import InputError
 from common.files import write_json
 from common.processes import Interruption, Processes, amp_dtype_of, in_parallel
 from common.progress import progress_bar
-from common.run_folder import RunFolder, newest_checkpoint, plot_curves, stop
-from common.training import update_weights
+from common.run_folder import RunFolder, newest_checkpoint, plot_curves
+from common.training import Recipe, update_weights
 from segmenter.builders import (
     build_eval_loader,
     build_model,
     build_plan,
-    build_recipe,
     build_state,
     build_train_loader,
     describe_run,
     load_weights,
+    pixel_loss,
 )
+from segmenter.datasets import build_data
 from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
-from segmenter.segmentation_data import build_data
 
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
     state.lr_scheduler.step_update(state.update)
-    recipe = build_recipe(args, plan, processes, amp_dtype)
+    loss = lambda model, images, targets: pixel_loss(model(images), targets, processes)  # noqa: E731
+    recipe = Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, args.output_dir)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
     processes.report(
@@ -64,9 +65,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     stream = BatchStream(sampler, plan, processes.rank, processes.size, range(1), state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = in_parallel(model, processes).train()
-    folder = None
-    if args.output_dir and processes.is_main:
-        folder = RunFolder(Path(args.output_dir), state.update + 1, fresh=not own_checkpoint, counter="iteration")
+    folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, fresh=not own_checkpoint)
     progress = progress_bar(
         total=iterations, initial=state.update, desc="finetuning", unit="it", disable=not processes.is_main
     )
@@ -88,20 +87,16 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             if entry or state.update % args.log_interval == 0:
                 trained = {"train_lr": lr, "train_loss": sum(state.losses) / len(state.losses)}
                 state.losses.clear()
-                if folder:
-                    folder.append_to_log({**trained, **entry, "iteration": state.update, "n_parameters": n_parameters})
-            due = finished or state.update % args.save_interval == 0
-            if folder and (improved or due):
-                names = ["best_checkpoint.pth"] * improved + ["checkpoint.pth"] * due
-                folder.save(state.checkpoint(args, run), names)
+                folder.append_to_log({**trained, **entry, "iteration": state.update, "n_parameters": n_parameters})
+            folder.save(best=improved, last=finished or state.update % args.save_interval == 0)
             if stopping and not finished:
-                stop(folder, state, args, run, f"after iteration {state.update}", processes)
+                folder.stop(f"after iteration {state.update}")
 
     summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(data.train)}
     summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
-    if folder:
+    if folder.path:
         plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
         plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
         write_json(folder.path / "summary.json", summary, indent=2)

@@ -8,6 +8,7 @@ so that viewers show colours), and masks/overlays/<name>.png, the images tinted 
 
 import argparse
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +36,19 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     from common.images import image_folder, open_rgb  # with torch and timm, seconds to load
     from common.processes import amp_dtype_of, pick_device
-    from segmenter.builders import build_trained
+    from common.run_folder import read_trained
+    from common.scenes import MaskLabels
+    from segmenter.augmentation import eval_transform
+    from segmenter.builders import build_model
     from segmenter.evaluation import SlidingWindow, write_labels
-    from segmenter.scene_transforms import eval_transform
 
     device, output = pick_device(args.device), Path(args.output)
     images = image_folder(Path(args.data_path), loader=partial(open_rgb, upright=True))
-    model, recipe, labels = build_trained(args.checkpoint)
-    stems = [Path(path).stem for path, _ in images.samples]
-    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise InputError(f"{args.data_path} holds several images named {twice}: their masks would overwrite each other")
+    model, recipe, trained = read_trained(args.checkpoint, "segmenter/main.py", build_model)
+    labels = MaskLabels(tuple(trained["classes"]), recipe.ignore_label, recipe.reduce_zero_label)
+    (stem, times), *_ = Counter(Path(path).stem for path, _ in images.samples).most_common(1)
+    if times > 1:
+        raise InputError(f"{args.data_path} holds several images named {stem}: their masks would overwrite each other")
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
     for name in ("labels", "overlays"):
         make_output_dir(output / name)

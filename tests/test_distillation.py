@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_vit
 from timm.data import Mixup
 
-from deit.engine import DistillationLoss, base_criterion, soft_distillation
+from deit.engine import ClassificationLoss, base_criterion, soft_distillation
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
 TARGETS = torch.tensor([0, 2])
@@ -51,19 +51,20 @@ def test_soft_distillation_is_tau_squared_kl_over_the_number_of_logits():
 
 def test_hard_distillation_weighs_the_teachers_class_with_alpha():
     teacher_logits = torch.tensor([[0.0, 5.0, 1.0], [4.0, 0.0, 0.0]])
-    loss = DistillationLoss(base_criterion(False, 0.0), lambda images: teacher_logits, "hard", alpha=0.25, tau=1.0)
+    teacher = lambda images: teacher_logits  # noqa: E731
+    loss = ClassificationLoss(base_criterion(False, 0.0), teacher=teacher, kind="hard", alpha=0.25)
     by_distillation = LOGITS * 0.5
     base = -LOGITS.log_softmax(1)[[0, 1], TARGETS].mean()
     hard = -by_distillation.log_softmax(1)[[0, 1], [1, 0]].mean()
-    actual = loss(torch.empty(0), (LOGITS, by_distillation), TARGETS)
+    actual = loss(lambda images: (LOGITS, by_distillation), torch.empty(0), TARGETS)
     torch.testing.assert_close(actual, 0.75 * base + 0.25 * hard)
 
 
 def test_without_a_teacher_a_distilled_model_learns_from_its_class_head():
-    loss = DistillationLoss(base_criterion(False, 0.0), None, "none", alpha=0.5, tau=1.0)
+    loss = ClassificationLoss(base_criterion(False, 0.0))
     expected = base_criterion(False, 0.0)(LOGITS, TARGETS)
-    torch.testing.assert_close(loss(torch.empty(0), (LOGITS, LOGITS * 0), TARGETS), expected)
-    torch.testing.assert_close(loss(torch.empty(0), LOGITS, TARGETS), expected)
+    torch.testing.assert_close(loss(lambda images: (LOGITS, LOGITS * 0), torch.empty(0), TARGETS), expected)
+    torch.testing.assert_close(loss(lambda images: LOGITS, torch.empty(0), TARGETS), expected)
 
 
 def test_tiny_vit_of_the_tests_depends_on_its_input():

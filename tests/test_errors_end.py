@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from common.command_line import run
 from common.errors import InputError
 from common.files import locked
 from common.image_loader import ImageLoader, KeptBatches
+from common.processes import Processes
 from common.run_folder import RunFolder
 from deit.main import main
 
@@ -129,10 +132,11 @@ def test_no_space_left_is_said_with_the_file(pool, backbone, tmp_path, monkeypat
 
 
 def test_an_unforeseen_error_of_the_writer_is_raised_where_the_run_is(tmp_path):
-    folder = RunFolder(tmp_path, 0, fresh=True)
+    args, state = Namespace(output_dir=str(tmp_path)), SimpleNamespace(checkpoint=lambda args, run: {})
+    folder = RunFolder(args, {}, state, Processes(), "epoch", 0, fresh=True)
     folder.append_to_log({"epoch": object()})
     with pytest.raises(TypeError):
-        folder.save({}, ["checkpoint.pth"])
+        folder.save()
 
 
 HOLDER = """

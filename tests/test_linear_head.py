@@ -11,12 +11,11 @@ from conftest import ROOT, TINY_VIT_OPTIONS, launch_two
 from common.batch_stream import EpochPlan
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
-from common.processes import Processes
 from common.readouts import as_linear_layer, fit_readout, linear_readout
 from common.training import to_network
 from deit.builders import build_model, build_state, linear_head, load_weights
-from deit.finetuning_data import build_datasets, labels_of
-from deit.frozen_probe import features_of, start_head
+from deit.datasets import build_datasets, labels_of
+from deit.frozen_features import FrozenFeatures, head_and_soft_labels
 from deit.main import main
 from deit.recipe_options import parse_args
 from experiments.digits_pool import write_digits_pool
@@ -66,9 +65,11 @@ def test_the_first_head_predicts_what_the_readout_does_for_every_image_and_never
     data, device = build_datasets(args), torch.device("cpu")
     model = build_model(args, 10)
     load_weights(args, model)
-    start_head(linear_head(args, model), model, data, Processes(), 64)
-    train, labels = features_of(model, data.train_as_evaluated, device, 64, None)
-    val, _ = features_of(model, data.val, device, 64, None)
+    features_of = FrozenFeatures(model, device, 64)
+    (weight, bias), _ = head_and_soft_labels(features_of, data, "--head-init linear needs images")
+    linear_head(args, model).load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    train, labels = features_of(data.as_evaluated(data.train))
+    val, _ = features_of(data.val)
     pixels = torch.stack([data.val[row][0] for row in range(len(data.val))])
     with torch.inference_mode():
         logits = model.eval()(to_network((pixels, torch.zeros(1)), device, model)[0])

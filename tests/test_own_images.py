@@ -465,6 +465,9 @@ def test_lists_and_hugging_face_data_sets_are_predicted_too(photos, trained, hf_
     rows = run_predict(trained / "checkpoint.pth", listed, tmp_path / "some.csv")
     listed.unlink()
     assert [row["label"] for row in rows] == [whole[image_path(3)], whole[image_path(1)]]
+    elsewhere = write_csv(tmp_path / "elsewhere.csv", [(str(photos / image_path(3)), "")])
+    (row,) = run_predict(trained / "checkpoint.pth", elsewhere, tmp_path / "one.csv")
+    assert (tmp_path / row["path"]).samefile(photos / image_path(3)) and row["label"] == whole[image_path(3)]
     hf_table.to_parquet(tmp_path / "insects.parquet")
     rows = run_predict(trained / "checkpoint.pth", tmp_path / "insects.parquet", tmp_path / "hf.csv")
     assert [row["label"] for row in rows] == [whole[image_path(number)] for number in range(6)]

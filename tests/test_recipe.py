@@ -16,8 +16,8 @@ from common.networks import create_network, input_size
 from common.processes import Processes
 from common.training import to_network
 from deit.builders import build_model, build_plan, build_state, is_distilled, run_length
+from deit.datasets import eval_transform, train_transform
 from deit.engine import end_epoch
-from deit.finetuning_data import eval_transform, train_transform
 from deit.recipe_options import FEW_LABELS, parse_args
 
 

@@ -1,22 +1,24 @@
 """Training on unlabelled images of the pool too (--unlabelled), with soft labels from the labelled ones."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import launch_two
 from test_linear_head import DIGITS_MODEL, DIGITS_VIT, digit_options, digits, random_subset  # noqa: F401 - a fixture
+from torch.utils.data import Subset
 
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
-from common.processes import Processes
+from common.images import ImageFiles
 from common.readouts import fit_readout, soft_labels, spread_labels
 from deit.builders import build_model, load_weights
-from deit.finetuning_data import build_datasets
+from deit.datasets import FinetuningData, build_datasets
+from deit.frozen_features import FrozenFeatures, head_and_soft_labels
 from deit.main import main
 from deit.recipe_options import parse_args
-from deit.self_training import WithUnlabelled, fit_soft_labels
 
 FEW = ("--recipe", "few-labels", "--hflip", "0", "--unlabelled", "100", "--total-batch-size", "64")
 
@@ -71,8 +73,11 @@ def test_a_class_without_labels_gets_next_to_no_probability():
 
 def test_one_image_in_three_of_an_epoch_is_labelled_and_each_has_its_own_target():
     images = [(f"image {row}", row % 2) for row in range(5)] + [(f"other {row}", -1) for row in range(40)]
+    pool = ImageFiles(Path(), images, ["a", "b"], None, str)
+    train, unlabelled = Subset(pool, range(5)), Subset(pool, range(5, 45))
     targets = torch.rand(40, 2)
-    epoch = WithUnlabelled(images, n=5, repeats=4, soft_labels=targets, smoothing=0.1)
+    data = FinetuningData(train, None, None, pool.classes, {}, unlabelled=unlabelled)
+    epoch = data.with_soft_targets(pool, targets, smoothing=0.1)
     assert len(epoch) == 60
     assert [epoch[row][0] for row in range(20)] == [f"image {row % 5}" for row in range(20)]
     assert epoch[0][1].tolist() == pytest.approx([0.95, 0.05]) and epoch[6][1].tolist() == pytest.approx([0.05, 0.95])
@@ -87,11 +92,12 @@ def test_no_label_of_an_unlabelled_image_is_looked_at(digits, tmp_path):  # noqa
     load_weights(args, model)
     others, pool = data.unlabelled.dataset.indices, data.unlabelled.dataset.dataset
     assert len(others) == 1437 - 28 and not set(others) & set(data.train.indices)
-    right = fit_soft_labels(model, data, Processes(), 256)
+    features_of = FrozenFeatures(model, torch.device("cpu"), 256)
+    _, right = head_and_soft_labels(features_of, data, "labels")
     for index in others:
         path, label = pool.samples[index]
         pool.samples[index] = path, (label + 1) % 10
-    assert torch.equal(fit_soft_labels(model, data, Processes(), 256), right)
+    assert torch.equal(head_and_soft_labels(features_of, data, "labels")[1], right)
 
 
 def test_a_resumed_run_trains_on_the_same_soft_labels_to_the_same_weights(digits, tmp_path):  # noqa: F811
@@ -123,9 +129,9 @@ def test_two_processes_train_on_the_soft_labels_of_one(run_script, digits, tmp_p
 
 def test_images_below_the_folder_that_no_list_labels_are_the_unlabelled_ones(digits, tmp_path):  # noqa: F811
     paths = sorted((digits / "train").rglob("*.png"))[::40]
-    rows = [f"{path.relative_to(digits)},{path.parent.name}" for path in paths]
+    rows = [f"./{path.relative_to(digits)},{path.parent.name}" for path in paths]  # as `find .` writes them
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    (tmp_path / "val.csv").write_text("\n".join(["path,label", f"val/0/{next((digits / 'val/0').iterdir()).name},0"]))
+    (tmp_path / "val.csv").write_text(f"path,label\n{next((digits / 'val/0').iterdir())},0")
     args = parse_args([
         *DIGITS_MODEL, "--data-set", "CSV", "--data-path", str(digits), "--labels", str(tmp_path / "labels.csv"),
         "--val-labels", str(tmp_path / "val.csv"), "--resume", str(DIGITS_VIT), "--recipe", "few-labels",
@@ -136,7 +142,7 @@ def test_images_below_the_folder_that_no_list_labels_are_the_unlabelled_ones(dig
 
 def test_a_pool_that_is_labelled_as_a_whole_is_trained_without_unlabelled_images(digits, tmp_path):  # noqa: F811
     data = build_datasets(parse_args(digit_options(digits, list(range(1437)), tmp_path, *FEW)))
-    assert data.unlabelled is None and data.images_per_epoch == 1437
+    assert len(data.unlabelled) == 0 and data.images_per_epoch == 1437
     assert any("--unlabelled has no effect" in note for note in data.notes)
 
 

@@ -18,7 +18,7 @@ from common.pool_paths import read_image_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
-from segmenter.segmentation_data import build_data
+from segmenter.datasets import build_data
 
 
 @pytest.fixture

@@ -64,17 +64,13 @@ class RandomScale(v2.Transform):
         return F.resize(inpt, params["size"])  # bilinear; of a mask, the nearest
 
 
-class ResizeImage(v2.Transform):
-    """Resize the image so that its short side fits, and its long side is not too long; not the mask."""
+class ResizeImage(RandomScale):
+    """Resize the image, but not the mask, so that its short side fits, and its long side is not too long."""
 
     _transformed_types = (tv_tensors.Image,)
 
     def __init__(self, short_side: int, long_side: int):
-        super().__init__()
-        self.short_side, self.long_side = short_side, long_side
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, fitting_size(F.get_size(inpt), self.short_side, self.long_side))
+        super().__init__(short_side, long_side, scale=(1, 1))
 
 
 def fitting_size(size: Sequence[int], short_side: float, long_side: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""The images to finetune on and to evaluate on, with the published recipe's transforms."""
+"""The images to finetune on and to evaluate on, all checked before the work begins."""
 
 import argparse
 import os
@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision.transforms as T
-from PIL import Image
-from timm.data import create_transform
-from timm.data.transforms import MaybeToTensor
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchvision.datasets import INaturalist
-from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
 from common.files import checksum, split_folder
 from common.images import ClassFolders, ImageFiles, ListedImages, Transform, cifar, class_folders
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
+from deit.augmentation import eval_transform, train_transform
 from deit.image_sources import inaturalist, labelled_lists, other_images
 
-SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
-EVAL_RESIZE = 256 / 224
 MOST_NAMED_CLASSES = 8
 
 
@@ -33,29 +28,43 @@ MOST_NAMED_CLASSES = 8
 class FinetuningData:
     """What to train and to evaluate on.
 
-    train: PIL images and labels; of a ...SUBSET, the chosen ones. train_as_evaluated: the same, transformed like `val`.
-    val: the whole test or val split, images as bytes (3, h, w); None for a CSV alone. classes: the names of all.
+    train: PIL images and labels; of a ...SUBSET, the chosen ones. unlabelled: other images of the pool, likewise, whose
+    labels are not looked at; none without --unlabelled. val: the whole test or val split, images as bytes (3, h, w);
+    None for a CSV alone. eval_transform: what made these. classes: the names of all.
     identity: which images these are, in words that are compared when a run is resumed. notes: what users should know.
-    unlabelled: other images of the pool, prepared like `train`, whose labels are not looked at; and as evaluated.
     """
 
     train: Dataset
-    train_as_evaluated: Dataset
     val: Dataset | None
+    eval_transform: Transform
     classes: list[str]
     identity: dict[str, str]
     notes: Sequence[str] = ()
-    unlabelled: Dataset | None = None
-    unlabelled_as_evaluated: Dataset | None = None
+    unlabelled: Dataset | Sequence = ()
 
     @property
     def repeats(self) -> int:
         """How often an epoch has each labelled image, so that one in three images is labelled."""
-        return max(1, round(len(self.unlabelled) / (2 * len(self.train)))) if self.unlabelled is not None else 1
+        return max(1, round(len(self.unlabelled) / (2 * len(self.train))))
 
     @property
     def images_per_epoch(self) -> int:
-        return self.repeats * len(self.train) + (len(self.unlabelled) if self.unlabelled is not None else 0)
+        return self.repeats * len(self.train) + len(self.unlabelled)
+
+    def as_evaluated(self, images: Dataset) -> Dataset:
+        """Images of `train` or `unlabelled` without augmentation, transformed like `val`."""
+        return Transformed(images, self.eval_transform)
+
+    def with_soft_targets(self, images: Dataset, soft_labels: Tensor, smoothing: float) -> Dataset:
+        """The images of an epoch with probabilities as targets: the labelled ones, `repeats` times, and the others.
+
+        images: those of `train`, then those of `unlabelled`, each once. soft_labels: (m, c), of the latter.
+        """
+        n, m, classes = len(self.train), *soft_labels.shape
+        labelled = torch.full((n, classes), smoothing / classes)
+        labelled[range(n), labels_of(self.train)] += 1 - smoothing
+        epoch = [*range(n)] * self.repeats + [*range(n, n + m)]
+        return Subset(WithTargets(images, torch.cat([labelled, soft_labels])), epoch)
 
     def classes_without_images(self) -> str:
         """Says which classes have no image to train on, if any."""
@@ -85,21 +94,24 @@ class Transformed(Dataset):
         return self.transform(image), label
 
 
-class ImageOnly:
-    """A transform of images, for pairs of an image and its label."""
+class WithTargets(Dataset):
+    """The same images with other targets."""
 
-    def __init__(self, transform: Transform):
-        self.transform = transform
+    def __init__(self, images: Dataset, targets: Tensor):
+        self.images, self.targets = images, targets
 
-    def __call__(self, image: Image.Image, label: int) -> tuple[Any, int]:
-        return self.transform(image), label
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return self.images[index][0], self.targets[index]
 
 
 def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms, notes, others = {True: None, False: eval_transform(input_size(args))}, [], None
+    transforms, notes, others = {True: None, False: eval_transform(input_size(args))}, [], ()
     if name.startswith("CIFAR"):
         train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
         classes = train.classes
@@ -110,12 +122,15 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         classes = share_classes(train, val)
     elif name == "CSV":
         train, val, notes = labelled_lists(args, transforms[False])
-        others = other_images(args, (train, val)) if args.unlabelled else None
+        others = other_images(args, (train, val)) if args.unlabelled else ()
         classes = train.classes
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
-        train, classes = inaturalist(root, year, "train", args.inat_category, None)
-        val, _ = inaturalist(root, year, "val", args.inat_category, transforms[False])
+        train, val = (
+            inaturalist(root, year, split, args.inat_category, transforms[split == "train"])
+            for split in ("train", "val")
+        )
+        classes = train.classes
     identity = {"train_images": describe_images(train)}
     if val is not None:
         identity["val_images"] = describe_images(val)
@@ -127,25 +142,20 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
         notes += filter(None, (note_on_network(path, here) for path in subsets))
         listed = {index: None for ids in subsets.values() for index in ids}
-        others = Subset(train, [index for index in range(len(train)) if index not in listed])
+        others = Subset(train, [index for index in range(len(train)) if index not in listed]) if args.unlabelled else ()
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
-    if args.unlabelled:
-        drawn = np.random.default_rng(args.seed).permutation(len(others or ()))[: args.unlabelled]
-        others = Subset(others, sorted(drawn.tolist())) if len(drawn) else None
-        if others is None:
-            notes.append("the pool has no images beside the labelled ones: --unlabelled has no effect")
-        else:
-            identity["unlabelled_images"] = describe_images(others)
+    if args.unlabelled and not len(others):
+        notes.append("the pool has no images beside the labelled ones: --unlabelled has no effect")
+    elif args.unlabelled:
+        drawn = np.random.default_rng(args.seed).permutation(len(others))[: args.unlabelled]
+        others = Subset(others, sorted(drawn.tolist()))
+        identity["unlabelled_images"] = describe_images(others)
     # What cannot be read or has the wrong size shows before the work begins.
     train_transform(args)(train[0][0])
     if val is not None:
         val[0]
-    others = others if args.unlabelled else None
-    train_as_evaluated, others_as_evaluated = (
-        Transformed(images, transforms[False]) if images is not None else None for images in (train, others)
-    )
-    return FinetuningData(train, train_as_evaluated, val, list(classes), identity, notes, others, others_as_evaluated)
+    return FinetuningData(train, val, transforms[False], list(classes), identity, notes, others)
 
 
 def share_classes(train: ClassFolders, val: ClassFolders) -> list[str]:
@@ -168,20 +178,12 @@ def labels_of(images: Dataset) -> list[int]:
     if isinstance(images, Subset):
         labels = labels_of(images.dataset)
         return [labels[index] for index in images.indices]
-    if isinstance(images, INaturalist):
-        named = [
-            category if images.target_type == ["full"] else images.categories_map[category][images.target_type[0]]
-            for category, _ in images.index
-        ]
-        return [images.target_transform(label) if images.target_transform else label for label in named]
-    return images.targets if not isinstance(images, ImageFiles) else [label for _, label in images.samples]
+    return [label for _, label in images.samples] if isinstance(images, ImageFiles) else images.targets
 
 
 def describe_images(images: Dataset) -> str:
     """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
-    if isinstance(images, Subset) and isinstance(images.dataset, INaturalist):  # one split of it
-        names = (f"{row}/{images.dataset.index[row][1]}" for row in images.indices)
-    elif isinstance(images, Subset):
+    if isinstance(images, Subset):
         files = isinstance(images.dataset, ListedImages)
         names = (
             os.path.relpath(images.dataset.samples[row][0], images.dataset.root) if files else str(row)
@@ -189,66 +191,8 @@ def describe_images(images: Dataset) -> str:
         )
     elif isinstance(images, ListedImages):  # whose labels may be corrected
         names = (f"{path[len(str(images.root)) :]} {images.classes[label]}" for path, label in images.samples)
-    elif isinstance(images, ClassFolders):
+    elif isinstance(images, ImageFiles):
         names = (path[len(str(images.root)) :] for path, _ in images.samples)
     else:
         return f"{len(images)} images"
     return f"{len(images)} images, checksum {checksum(map(os.fsencode, names))}"
-
-
-def train_transform(args: argparse.Namespace) -> T.Compose:
-    """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
-
-    Images are normalised on the device (training.to_network), unless parts are erased, which timm does afterwards.
-    """
-    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
-    size = prepared.input_size
-    try:
-        transform = create_transform(
-            size,
-            is_training=True,
-            hflip=args.hflip,
-            scale=(args.crop_scale, 1.0),
-            color_jitter=args.color_jitter,
-            auto_augment=None if args.aa == "none" else args.aa,
-            interpolation=args.train_interpolation,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-            mean=prepared.mean,
-            std=prepared.std,
-        )
-    except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
-    steps = transform.transforms
-    if not args.reprob:
-        to_float, normalize = steps[-2:]
-        assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
-        steps[-2:] = [T.PILToTensor()]
-    if size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(size), T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)]
-    return transform
-
-
-def eval_transform(size: int) -> T.Compose:
-    """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
-    if size <= SMALL_IMAGE:
-        return T.Compose([ExactSize(size), T.PILToTensor()])
-    resized = int(EVAL_RESIZE * size)
-    resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
-    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
-
-
-class ExactSize:
-    """Passes images of one size, and raises InputError for any other."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size != (self.size, self.size):
-            raise InputError(
-                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "
-                f"is resized: all must be {self.size}x{self.size}"
-            )
-        return image

@@ -21,7 +21,7 @@ from common.processes import Processes
 from common.progress import progress_bar
 from common.scenes import MaskLabels, mask_labels, mask_of, scene_images
 from common.subset_file import note_on_pool, read_subset_ids
-from segmenter.scene_transforms import eval_transform
+from segmenter.augmentation import eval_transform
 
 MOST_NAMED_CLASSES = 10
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
@@ -32,16 +32,12 @@ class SegmentationData:
     """What to train and to evaluate on.
 
     train: the chosen images of the training split, or all of them. val: the whole validation split, resized; its masks
-    are in their own resolution. identity: which images these are, in words that are compared when a run is resumed.
+    are in their own resolution.
     """
 
     train: "Scenes"
     val: "Scenes"
     labels: MaskLabels
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"train_images": self.train.listing, "val_images": self.val.listing}
 
 
 class Scenes(Dataset):
@@ -55,6 +51,7 @@ class Scenes(Dataset):
 
     @property
     def listing(self) -> str:
+        """Which images these are, in words that are compared when a run is resumed."""
         names = (os.fsencode(path.name) for path in self.paths)
         return f"{len(self)} images, checksum {checksum(names)}"
 

@@ -1,6 +1,7 @@
 """The images that are trained and evaluated on, and what deit/main.py refuses before it starts."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from common.errors import InputError
-from deit.finetuning_data import build_datasets, inaturalist
+from deit.datasets import build_datasets, inaturalist
 from deit.main import main
 from deit.recipe_options import parse_args
 
@@ -59,9 +60,9 @@ def inat(tmp_path):
 )
 def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_for(inat, category, labels, nb_classes):
     for split, file in (("train", "t.jpg"), ("val", "v.jpg")):
-        images, classes = inaturalist(inat, "2018", split, category, None)
-        assert [images[row][1] for row in range(len(images))] == labels and len(classes) == nb_classes
-        assert {images.dataset.index[row][1] for row in images.indices} == {file}
+        images = inaturalist(inat, "2018", split, category, None)
+        assert [images[row][1] for row in range(len(images))] == labels and len(images.classes) == nb_classes
+        assert {Path(path).name for path, _ in images.samples} == {file}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
 
 from common.scenes import IGNORED
-from segmenter.scene_transforms import (
+from segmenter.augmentation import (
     PhotometricDistortion,
     RandomCropOfSeveralClasses,
     RandomScale,

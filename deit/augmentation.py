@@ -1,0 +1,73 @@
+"""The published recipe's transforms: of the images that are trained on, and of those that are evaluated."""
+
+import argparse
+
+import torchvision.transforms as T
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import MaybeToTensor
+from torchvision.transforms import InterpolationMode
+
+from common.errors import InputError
+from common.networks import preprocessing
+
+SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
+EVAL_RESIZE = 256 / 224
+
+
+def train_transform(args: argparse.Namespace) -> T.Compose:
+    """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
+
+    Images are normalised on the device (training.to_network), unless parts are erased, which timm does afterwards.
+    """
+    prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
+    size = prepared.input_size
+    try:
+        transform = create_transform(
+            size,
+            is_training=True,
+            hflip=args.hflip,
+            scale=(args.crop_scale, 1.0),
+            color_jitter=args.color_jitter,
+            auto_augment=None if args.aa == "none" else args.aa,
+            interpolation=args.train_interpolation,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+            mean=prepared.mean,
+            std=prepared.std,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
+    steps = transform.transforms
+    if not args.reprob:
+        to_float, normalize = steps[-2:]
+        assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
+        steps[-2:] = [T.PILToTensor()]
+    if size <= SMALL_IMAGE:
+        steps[:1] = [ExactSize(size), T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)]
+    return transform
+
+
+def eval_transform(size: int) -> T.Compose:
+    """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
+    if size <= SMALL_IMAGE:
+        return T.Compose([ExactSize(size), T.PILToTensor()])
+    resized = int(EVAL_RESIZE * size)
+    resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
+    return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
+
+
+class ExactSize:
+    """Passes images of one size, and raises InputError for any other."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size != (self.size, self.size):
+            raise InputError(
+                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "
+                f"is resized: all must be {self.size}x{self.size}"
+            )
+        return image

@@ -1,0 +1,103 @@
+"""What the features of the pretrained network tell before it is trained: readouts, a first head, and soft labels.
+
+At the smallest budgets a classifier on frozen features beats the published finetuning, and finetuning that starts from
+it (LP-FT: Kumar et al., ICLR 2022) and trains on the rest of the pool too beats both. The latter is self-training:
+pseudo-labels are Lee's (2013); soft ones, of a teacher that sees the images as they are, Noisy Student's (Xie et al.,
+CVPR 2020). Here the teacher is no network, but two readouts of the frozen features: common.readouts.soft_labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, Dataset
+
+from common.errors import InputError
+from common.image_loader import ImageLoader
+from common.processes import Processes, autocast
+from common.progress import progress_bar
+from common.readouts import as_linear_layer, fit_readout, linear_readout, soft_labels, stratified_folds, top_accuracies
+from common.training import to_network
+from deit.datasets import FinetuningData
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Puts images through a network without its head."""
+
+    model: nn.Module
+    device: torch.device
+    batch_size: int
+    amp_dtype: torch.dtype | None = None
+    workers: int = 0
+
+    @torch.inference_mode()
+    def __call__(self, images: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """What the head would see (n, d), and the labels (n,)."""
+        self.model.eval()
+        features, labels = [], []
+        batches = BatchSampler(range(len(images)), self.batch_size, drop_last=False)
+        loader = ImageLoader(images, batches, self.batch_size, self.workers, self.device.type == "cuda")
+        for batch in progress_bar(loader, desc="features", leave=False):
+            pixels, targets = to_network(batch, self.device, self.model)
+            with autocast(self.device, self.amp_dtype):
+                tokens = self.model.forward_features(pixels)
+                features.append(self.model.forward_head(tokens, pre_logits=True).float().cpu())
+            labels.append(targets.cpu())
+        return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+def probe(kind: str, features_of: FrozenFeatures, data: FinetuningData, processes: Processes) -> dict[str, Any]:
+    """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
+
+    linear: logistic regression on standardised features. knn: nearest neighbours, weighted by similarity.
+    Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
+    """
+    if processes.size > 1:
+        raise InputError(f"--probe {kind} takes seconds: run it in one process, not {processes.size}")
+    train, labels = labelled_features(features_of, data, f"--probe {kind} needs images")
+    return top_accuracies(fit_readout(kind, train, labels, len(data.classes)), *features_of(data.val))
+
+
+def cross_validated(kind: str, features_of: FrozenFeatures, data: FinetuningData) -> dict[str, Any] | None:
+    """Accuracy of a readout of the frozen features on labelled images that it has not seen, over 5 folds.
+
+    Returns: top-1 accuracy in percent, its standard deviation over the folds, and their number, which is smaller where
+    no class has 5 images; None where none has two.
+    """
+    features, labels = features_of(data.as_evaluated(data.train))
+    scores = []
+    for known, unseen in stratified_folds(features, labels):
+        readout = fit_readout(kind, features[known], labels[known], len(data.classes))
+        scores.append(100 * (readout.predict(features[unseen]) == labels[unseen]).mean().item())
+    if not scores:
+        return None
+    return {"acc1": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "folds": len(scores)}
+
+
+def head_and_soft_labels(
+    features_of: FrozenFeatures, data: FinetuningData, purpose: str
+) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
+    """The linear readout of the labelled images as weight (c, d) and bias (c,), and what it tells of the unlabelled.
+
+    As a head it predicts what `probe` does. (In mixed precision its logits are rounded, and the readout's are not.)
+    Returns: the layer, and the probabilities (m, c) of the classes of data.unlabelled, None where there are none.
+    Raises: InputError, which begins with the purpose, with a single class.
+    """
+    features, labels = labelled_features(features_of, data, purpose)
+    readout, classes = linear_readout(features, labels).fit(features, labels), len(data.classes)
+    soft = None
+    if len(data.unlabelled):
+        others, _ = features_of(data.as_evaluated(data.unlabelled))
+        soft = torch.from_numpy(soft_labels(readout, features, labels, others, classes)).float()
+    return as_linear_layer(readout, classes), soft
+
+
+def labelled_features(features_of: FrozenFeatures, data: FinetuningData, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of the chosen images (n, d), and their labels (n,). Raises InputError with a single class."""
+    features, labels = features_of(data.as_evaluated(data.train))
+    if len(set(labels.tolist())) < 2:
+        raise InputError(f"{purpose} of at least two classes, and all {len(labels)} are of one")
+    return features, labels
