@@ -39,12 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", default="train", help="with --dataset HF")
     add("--image_column", help="with --dataset HF: the column of images, where there are several")
     add("--output", default="predictions.csv")
-    add(
-        "--least_certain",
-        type=number(int, 1),
-        metavar="N",
-        help="also write the N images of smallest margin, to be labelled, to <output>_least_certain.csv",
-    )
+    add("--least_certain", type=number(int, 1), metavar="N", help="also list the N images of smallest margin, to label")
     add("--labels", nargs="+", default=[], metavar="CSV", help="what is labelled in these is left out of that")
     add("--batch-size", "--batch_size", default=256, type=number(int, 1), help="images in one pass")
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")

@@ -36,7 +36,6 @@ FEW_LABELS = {
     "model_ema_warmup": True,
 }
 RECIPES = {"published": {}, "few-labels": FEW_LABELS}
-ON_THE_BACKBONE = ("--head-init", "--freeze", "--unlabelled")  # of fresh weights, there is nothing to read out
 # Options that change no result, and those whose files or effect are compared instead: a run is resumed with any others.
 NO_INFLUENCE = (
     "accum_steps", "auto_resume", "cache_mb", "confusion_matrix", "cooldown_epochs", "device", "dist_eval", "dist_url",
@@ -61,13 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--recipe", default="published", choices=RECIPES, help="few-labels: other defaults, which options override")
     add("--epochs", type=natural, help=f"default: {PUBLISHED_EPOCHS}, or as many as --updates take")
     add("--updates", type=natural, help="instead of --epochs: at least so many updates, in whole epochs")
-    add(
-        "--unlabelled",
-        default=0,
-        type=whole,
-        metavar="N",
-        help="train on up to N other images of the pool (CSV: of --data-path) too, with soft labels; published: 0",
-    )
+    add("--unlabelled", default=0, type=whole, metavar="N", help="train on N others of the pool, with soft labels")
     add("--finetune", default="", help="a pretrained backbone; file or https://")
     add("--start_epoch", default=0, type=whole)
     add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
@@ -89,18 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--input-size", type=natural, help="pixels per side; default: img_size of --model-kwargs, else 224")
     add("--drop", default=0.0, type=number(float, 0, below=1), help="dropout rate")
     add("--drop-path", default=0.1, type=number(float, 0, below=1), help="stochastic depth rate of the last block")
-    add(
-        "--head-init",
-        default="fresh",
-        choices=["fresh", "linear"],
-        help="linear: start from the readout of --probe linear (LP-FT: Kumar et al., ICLR 2022); published: fresh",
-    )
-    add(
-        "--freeze",
-        default="none",
-        choices=["none", "backbone"],
-        help="backbone: train the head alone, on augmented images, without stochastic depth; published: none",
-    )
+    add("--head-init", default="fresh", choices=["fresh", "linear"], help="linear: start from that of --probe linear")
+    add("--freeze", default="none", choices=["none", "backbone"], help="backbone: train the head alone, augmented")
     add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
     add("--no-model-ema", dest="model_ema", action="store_false")
     add("--model-ema-decay", default=0.99996, type=share)
@@ -115,12 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip-grad", type=positive, metavar="NORM", help="default: no clipping")
     add("--momentum", default=0.9, type=share)
     add("--weight-decay", default=1e-4, type=not_negative)
-    add(
-        "--layer-decay",
-        type=number(float, maximum=1, above=0),
-        metavar="X",
-        help="multiply the rate by X for each layer below the head (BEiT: Bao et al., ICLR 2022); published: one rate",
-    )
+    fraction = number(float, maximum=1, above=0)
+    add("--layer-decay", type=fraction, metavar="X", help="multiply the rate by X for each layer below the head")
 
     group = parser.add_argument_group("schedule")
     add = group.add_argument
@@ -143,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hflip", default=PUBLISHED_HFLIP, type=share, help="probability of a flip; 0 for digits and letters")
     add("--crop-padding", default=4, type=whole, help="pixels around an image of up to 32 before it is cropped again")
     add("--padding-mode", default="constant", choices=["constant", "reflect"], help="constant: black, as published")
-    add("--crop-scale", default=0.08, type=number(float, maximum=1, above=0), help="least share of a larger image")
+    add("--crop-scale", default=0.08, type=fraction, help="least share of a larger image")
     add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
@@ -173,19 +152,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-path", default="data", help="where CIFAR is downloaded to; the ImageNet or iNaturalist folder")
     add("--data-set", default="CIFAR10", choices=DATA_SETS)
     add("--inat-category", default="name", choices=INAT_CATEGORIES, help="level of the taxonomy that is the class")
-    add(
-        "--subset_ids",
-        default=[],
-        nargs="+",
-        metavar="JSON",
-        help="chosen indices, for the ...SUBSET data sets; several files are joined",
-    )
+    add("--subset_ids", default=[], nargs="+", metavar="JSON", help="for ...SUBSET: chosen indices; several are joined")
     add("--labels", default=[], nargs="+", metavar="CSV", help="for CSV: path,label of images below --data-path")
     add("--val-labels", metavar="CSV", help="the same, to evaluate on; without it a readout is cross-validated")
 
     given, _ = parser.parse_known_args(argv)
     if given.epochs and given.updates:
-        raise InputError(f"--epochs {given.epochs} and --updates {given.updates} are both given: which is it to be?")
+        raise InputError(f"--epochs {given.epochs} and --updates {given.updates} are both given: give one of them")
     parser.set_defaults(**RECIPES[given.recipe])
     if given.epochs:
         parser.set_defaults(updates=None)
@@ -228,21 +201,19 @@ def check_together(args: argparse.Namespace) -> None:
 
 def check_departures(args: argparse.Namespace) -> None:
     """Refuse departures from the published recipe where they mean nothing. Raises InputError."""
-    given = [
-        option
-        for option, is_given in (
-            ("--head-init linear", args.head_init == "linear"),
-            ("--freeze backbone", args.freeze == "backbone"),
-            (f"--unlabelled {args.unlabelled}", args.unlabelled > 0),
-            (f"--layer-decay {args.layer_decay}", args.layer_decay is not None),
-            (f"--hflip {args.hflip}", args.hflip != PUBLISHED_HFLIP),
-        )
-        if is_given
-    ]
+    unlabelled, frozen = f"--unlabelled {args.unlabelled}", args.freeze == "backbone"
+    departures = {
+        "--head-init linear": args.head_init == "linear",
+        "--freeze backbone": frozen,
+        unlabelled: args.unlabelled > 0,
+        f"--layer-decay {args.layer_decay}": args.layer_decay is not None,
+        f"--hflip {args.hflip}": args.hflip != PUBLISHED_HFLIP,
+    }
+    given = [option for option, is_given in departures.items() if is_given]
     name = f"--recipe {args.recipe}" if args.recipe != "published" else "".join(given[:1])
     of_a_pool = args.data_set == "CSV" or args.data_set.endswith("SUBSET") or args.recipe != "published"
-    on_the_backbone = given and given[0].split()[0] in ON_THE_BACKBONE
-    unlabelled, frozen = f"--unlabelled {args.unlabelled}", args.freeze == "backbone"
+    # Of fresh weights, there is nothing to read out.
+    on_the_backbone = args.head_init == "linear" or frozen or args.unlabelled
     for refused, why in (
         (given and (args.eval or args.probe),
          f"{name} is for training, and --{'eval' if args.eval else 'probe'} trains nothing"),

@@ -45,9 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--probe", choices=["linear"], help="freeze the backbone: batch norm and one linear layer, trained with AdamW")
     add("--log-interval", default=100, type=natural, help="iterations between lines of log.txt")
     add("--eval_interval", default=4000, type=natural, help="iterations between evaluations; the last is evaluated")
-    add(
-        "--save-interval", default=500, type=natural, help="iterations between checkpoints; the last and best are saved"
-    )
+    add("--save-interval", default=500, type=natural, help="iterations between checkpoints; last and best are saved")
 
     group = parser.add_argument_group("model; defaults in brackets are those with --probe")
     add = group.add_argument
