@@ -5,7 +5,6 @@ import argparse
 import torchvision.transforms as T
 from PIL import Image
 from timm.data import create_transform
-from timm.data.transforms import MaybeToTensor
 from torchvision.transforms import InterpolationMode
 
 from common.errors import InputError
@@ -36,16 +35,13 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             re_count=args.recount,
             mean=prepared.mean,
             std=prepared.std,
+            normalize=bool(args.reprob),
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
-    steps = transform.transforms
-    if not args.reprob:
-        to_float, normalize = steps[-2:]
-        assert isinstance(to_float, MaybeToTensor) and isinstance(normalize, T.Normalize)
-        steps[-2:] = [T.PILToTensor()]
     if size <= SMALL_IMAGE:
-        steps[:1] = [ExactSize(size), T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)]
+        crop = T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)
+        transform.transforms[:1] = [ExactSize(size), crop]
     return transform
 
 

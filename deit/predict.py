@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> Path:
         batches = missing_batches(images, size, file, processes, args.batch_size, args.num_workers, "predicting")
         for rows, parts, _, readable in batches:
             probable = most_probable(model, parts, trained, amp_dtype_of(args.amp, processes.device))
-            probable[~readable] = np.nan
+            probable[~readable.numpy()] = np.nan  # a tensor of one would be an index
             file.write(rows, probable, np.zeros(len(rows)))
         processes.barrier()  # all rows are written
         if processes.is_main:

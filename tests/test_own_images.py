@@ -482,6 +482,12 @@ def test_an_unreadable_image_is_told_and_the_others_are_predicted(trained, tmp_p
     assert "1 (1.png) images cannot be read" in capsys.readouterr().out
 
 
+def test_an_image_alone_in_its_batch_is_predicted(photos, trained, tmp_path):
+    together = run_predict(trained / "checkpoint.pth", photos, tmp_path / "p.csv")
+    alone = run_predict(trained / "checkpoint.pth", photos, tmp_path / "q.csv", "--batch_size", 1)
+    assert [row["label"] for row in alone] == [row["label"] for row in together]
+
+
 def test_a_checkpoint_without_class_names_is_refused_before_the_work(photos, trained, backbone, tmp_path):
     checkpoint = torch.load(trained / "checkpoint.pth", weights_only=True)
     del checkpoint["run"]["classes"]
