@@ -42,29 +42,14 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     add("--output_dir", default="features")
     add("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--percent", default=percent, type=percentage, help="budget in percent of the pool, rounded down"
-    )
+    budget.add_argument("--percent", default=percent, type=percentage, help="budget, percent of the pool, rounded down")
     budget.add_argument("--number", type=number(int, 1), help="budget in images")
-    budget.add_argument(
-        "--nested",
-        type=percentages,
-        metavar="P,P,...",
-        help="several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger",
-    )
-    add(
-        "--labeled_ids",
-        nargs="+",
-        help="JSON lists of samples that have labels, or CSVs (path,label) with some: they count as chosen, beside the "
-        "budget",
-    )
+    nested = "several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger"
+    budget.add_argument("--nested", type=percentages, metavar="P,P,...", help=nested)
+    add("--labeled_ids", nargs="+", help="what has labels, JSON lists or CSVs (path,label): chosen beside the budget")
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
-    add(
-        "--drop_duplicates",
-        type=number(float, above=0, maximum=1),
-        metavar="COSINE",
-        help="of images that are so similar, choose one at most, and none like a labelled one; all stay covered",
-    )
+    alike = "of images that are so similar, choose one at most, and none like a labelled one; all stay covered"
+    add("--drop_duplicates", type=number(float, above=0, maximum=1), metavar="COSINE", help=alike)
     add("--seed", default=0, type=seed_number)
     add_export_options(parser)
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
