@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
+from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence import pictures
 from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
 from data_selection.evidence.measures import (

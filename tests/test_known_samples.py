@@ -13,8 +13,8 @@ from conftest import mixture
 from common.errors import InputError
 from common.pool_paths import write_image_paths
 from data_selection.activeft import reference, select
-from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
+from data_selection.activeft.prototypes import random_samples
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline
 
 METHODS = ("activeft", *baseline.METHODS)

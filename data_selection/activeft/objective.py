@@ -62,13 +62,9 @@ def loss_and_gradient(
 
         dJ/dc_j = 1/(n tau) * [ - sum_{i: a_i = j} w_i f_i  +  (sum_{i: a_i = j} w_i) * sum_l p_lj c_l ]
 
-    Args:
-        features: unit rows f_i (n, d); of several processes, each gives its own.
-        nearest: a_i (n,).
-        similarity: f_i . c_{a_i} (n,).
-        centres: unit rows c_j (k, d).
-    Returns:
-        J (scalar) and dJ/dc (k, d), the same in all processes.
+    features: unit rows f_i (n, d), of several processes each its own. nearest: a_i (n,). similarity: f_i . c_{a_i}
+    (n,). centres: unit rows c_j (k, d).
+    Returns: J (scalar) and dJ/dc (k, d), the same in all processes.
     """
     processes = processes or Processes()
     log_s, pushed_from = log_repulsion(centres, tau, processes)

@@ -12,10 +12,9 @@ from torch import Tensor
 from common.processes import Processes, pick_device
 from common.progress import progress_bar
 from data_selection.activeft.assignment import NearestPrototypes
-from data_selection.activeft.initialisation import farthest_points, random_samples
-from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.objective import gradient_through_normalisation, loss_and_gradient
 from data_selection.activeft.pool import Candidates, Pool, read_pool
+from data_selection.activeft.prototypes import farthest_points, match_prototypes, random_samples
 
 Observer = Callable[[int, Tensor], None]
 
