@@ -116,7 +116,7 @@ def test_a_pool_smaller_than_the_number_of_processes_is_an_error():
 
 def test_processes_hold_the_drawn_rows_between_them():
     def drawn(part: slice) -> np.ndarray:
-        return Settings(batch_size=50).batches(1003).draw(part) + part.start
+        return next(Settings(batch_size=50).batches(1003, part)) + part.start
 
     parts = [drawn(Processes(rank=rank, size=4).part(1003)) for rank in range(4)]
     assert np.array_equal(np.concatenate(parts), drawn(slice(0, 1003)))

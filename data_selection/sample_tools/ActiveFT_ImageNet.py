@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     add = parser.add_argument
     add("--batch_size", default=PUBLISHED_BATCH_SIZE, type=number(int, 1), help="samples drawn for each iteration")
-    add("--slice", type=number(int, 1), help="rows per matrix product, to bound memory; it does not change the result")
+    add("--slice", dest="chunk", type=number(int, 1), help="rows per matrix product, to bound memory; no other effect")
     return select_with_activeft(parser.parse_args(argv))
 
 

@@ -1,6 +1,7 @@
 """What the two ActiveFT scripts share: they differ in a few defaults, and in the options for large pools."""
 
 import argparse
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     add("--scheduler", default="none", choices=["none", "cosine"], help="of the learning rate")
     add("--balance", default=1.0, type=number(float, 0), help="lambda, weight of the repulsion")
     add("--reference", action="store_true", help="run activeft/reference.py, the paper in plain code, on a small pool")
-    parser.set_defaults(batch_size=None, slice=None)  # the whole pool at every iteration
+    parser.set_defaults(batch_size=None, chunk=None)  # the whole pool at every iteration
     return parser
 
 
@@ -56,18 +57,7 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
 
     Returns: the path of the JSON of chosen indices, of the largest budget. The loss of every iteration is beside it.
     """
-    settings = Settings(
-        temperature=args.temperature,
-        balance=args.balance,
-        lr=args.lr,
-        max_iter=args.max_iter,
-        init=args.init,
-        distance=args.distance,
-        scheduler=args.scheduler,
-        batch_size=args.batch_size,
-        chunk=args.slice,
-        seed=args.seed,
-    )
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
     def optimise(pool: Pool, budget: int) -> Selection:
         if args.reference:
