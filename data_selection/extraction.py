@@ -1,7 +1,6 @@
 """From the images of a pool to its feature file, by one process or several; nothing is lost when one is killed."""
 
 import argparse
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from common.files import atomic_file, locked, write_json
 from common.image_loader import missing_batches
 from common.images import cifar, class_folders, image_folder, image_list, image_tree, open_rgb
 from common.networks import normalised
-from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
+from common.pool_paths import PoolPaths, pool_images, write_pool_paths
 from common.processes import Processes, autocast, launched
 from common.scenes import scene_images
 from data_selection.backbones import VITS, Backbone, build_backbone
@@ -80,9 +79,8 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         with processes.main_first():
             pool = build_pool(args, root, prepared.input_size, prepared.interpolation)
         described = backbone.describe()
-        file = FeatureFile(
-            path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps(root, pool, processes)
-        )
+        stamps = pool_images(folder_of(root), pool) if processes.is_main else None
+        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps)
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
@@ -93,10 +91,6 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         processes.barrier()  # all rows are written
         if processes.is_main:
             finish(file, pool, root, described)
-
-
-def stamps(root: Path, pool: Dataset, processes: Processes) -> Sequence | None:
-    return pool_images(folder_of(root), pool.samples) if processes.is_main and hasattr(pool, "samples") else None
 
 
 def folder_of(root: Path) -> Path:
@@ -176,14 +170,9 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
-    if hasattr(pool, "samples"):
-        write_image_paths(
-            file.path,
-            folder_of(root),
-            (image for image, _ in pool.samples),
-            (image.size for image in file.images),
-            classes,
-        )
+    if file.images:
+        paths, sizes = [image.path for image in file.images], [image.size for image in file.images]
+        write_pool_paths(file.path, PoolPaths(str(folder_of(root).resolve()), paths, sizes, classes))
     elif hasattr(pool, "names"):
         write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, pool.source))
     write_json(description_file(file.path), described, indent=1)
