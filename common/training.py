@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -233,8 +232,7 @@ def to_network(batch: Batch, device: torch.device, model: nn.Module | None = Non
 def agree(loss: Tensor, stop: bool, processes: Processes) -> tuple[float, bool]:
     """The mean loss, and whether any process was asked to stop: the same in all processes."""
     both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
-    if processes.size > 1:
-        dist.all_reduce(both)
+    processes.sum(both)
     return both[0].item() / processes.size, both[1].item() > 0
 
 

@@ -29,6 +29,7 @@ from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, read_features, unfinished
 from common.pool_paths import paths_file, read_pool_paths
+from common.processes import Processes
 from data_selection import extraction
 from data_selection.backbones import build_backbone, image_features
 from data_selection.extract_feature import main
@@ -121,6 +122,14 @@ def test_images_of_any_shape_are_resized_whole(backbone, tmp_path):
 def test_the_val_split_of_a_folder_has_its_own_file(pool, backbone, tmp_path):
     path = main(folder_options(pool, backbone, tmp_path, "--split", "val"))
     assert path.name == "insects_val.npy" and len(read_features(path)[0]) == 6
+
+
+def test_all_rows_are_in_the_file_before_the_processes_meet(pool, backbone, tmp_path, monkeypatch):
+    happened = []
+    monkeypatch.setattr(np.memmap, "flush", lambda table: happened.append("flush"))
+    monkeypatch.setattr(Processes, "barrier", lambda processes: happened.append("barrier"))
+    main(folder_options(pool, backbone, tmp_path))
+    assert happened[-3:] == ["flush", "barrier", "flush"]  # the last one is of the main process's own
 
 
 def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypatch):

@@ -149,10 +149,11 @@ def test_every_setting_does_to_the_fast_form_what_it_does_to_the_reference(setti
     assert ours.indices == dense.indices and not {3, 500, 7} & set(ours.indices)
 
 
-def test_the_reference_option_chooses_the_published_subset(feature_path):
+def test_the_reference_option_chooses_the_published_subset(feature_path, capsys):
     case = GOLDEN[0]
     options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--reference"]
     assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]
+    assert "GB of memory" not in capsys.readouterr().out  # that is said of the fast form
 
 
 def test_the_reference_refuses_a_pool_whose_similarities_would_not_fit(feature_path, monkeypatch):

@@ -71,7 +71,7 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
 
     with launched(args.device) as processes:
         request = read_request(args, partial(subset_name, args), processes)
-        if processes.is_main:
+        if processes.is_main and not args.reference:  # the reference takes other memory
             print(estimate(request, settings, processes.size), flush=True)
         return select_subsets(request, optimise, processes)
 

@@ -74,18 +74,15 @@ def select_indices(args: argparse.Namespace, pool: Pool, k: int, method: str) ->
     options = {option: getattr(args, option) for option in BASELINES[method].options}
     options = {option: value for option, value in options.items() if value is not None}
     if method == "probcover":
-        options = {"radius": options.get("delta") or estimated_radius(args, pool)}
+        from data_selection.baselines.probcover import purest_radius
+
+        delta = args.delta or purest_radius(pool.rows, number_of_classes(args), args.seed)
+        options = {"radius": delta}
     if core_method := options.pop("core_method", None):
         options["select_core"] = lambda pool, count: select_indices(args, pool, count, core_method)
     if "core_ids" in options:
         options["core_ids"] = read_core_ids(args)
     return function(pool, k, args.seed, **options)
-
-
-def estimated_radius(args: argparse.Namespace, pool: Pool) -> float:
-    from data_selection.baselines.probcover import purest_radius
-
-    return purest_radius(pool.rows, number_of_classes(args), args.seed)
 
 
 def read_core_ids(args: argparse.Namespace) -> list[int]:
