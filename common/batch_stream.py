@@ -4,6 +4,7 @@ What an image looks like after augmentation depends on --seed, the epoch and its
 on nothing else: not on the number of workers, processes or accumulation steps, nor on where a run was interrupted.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -91,19 +92,16 @@ class BatchStream(Sampler[list[Draw]]):
     sampler: the indices of an epoch's draws, rank r having every W-th from r; shuffled anew by set_epoch.
     """
 
-    def __init__(
-        self, sampler: Sampler[int], plan: EpochPlan, rank: int, world_size: int, epochs: range, first_update: int = 0
-    ):
-        self.sampler, self.plan, self.rank, self.world_size = sampler, plan, rank, world_size
+    def __init__(self, sampler: Sampler[int], plan: EpochPlan, rank: int, epochs: range, first_update: int = 0):
+        self.sampler, self.plan, self.rank = sampler, plan, rank
         self.epochs, self.first_update = epochs, first_update
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for epoch in self.epochs:
             # (departure) In every launch mode: a single process that never does this sees a third of a small subset.
             self.sampler.set_epoch(epoch)
-            draws = iter(
-                Draw(index, epoch, self.rank + self.world_size * order) for order, index in enumerate(self.sampler)
-            )
+            positions = itertools.count(self.rank, self.plan.processes)
+            draws = (Draw(index, epoch, position) for index, position in zip(self.sampler, positions, strict=False))
             for update in range(self.plan.updates):
                 for size in self.plan.micro_batches(update):
                     batch = [next(draws) for _ in range(size)]

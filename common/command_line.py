@@ -38,14 +38,9 @@ class KeyValues(argparse.Action):
 
 
 def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
+    overrides = "keyword overrides for timm's create_model, such as img_size=32 patch_size=8 embed_dim=128"
     parser.add_argument(
-        "--model-kwargs",
-        "--model_kwargs",
-        nargs="*",
-        default={},
-        action=KeyValues,
-        metavar="KEY=VALUE",
-        help="keyword overrides for timm's create_model, such as img_size=32 patch_size=8 embed_dim=128",
+        "--model-kwargs", "--model_kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help=overrides
     )
 
 
@@ -56,18 +51,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     add("--output_dir", default="", help="where to write; nothing is written when empty")
-    add(
-        "--resume",
-        default="",
-        help="a pretrained backbone, or a checkpoint of this script to go on from; file or https://",
-    )
+    add("--resume", default="", help="a pretrained backbone, or a checkpoint to go on from; a file or https://")
     add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
-    add(
-        "--num_workers",
-        default=16,
-        type=number(int, 0),
-        help="processes that load images; at most the number of processors",
-    )
+    add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
     add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 
 
@@ -87,12 +73,8 @@ def add_mask_options(parser: argparse.ArgumentParser) -> None:
     add("--class-names", default="", help="file with one per line; default: the data's classes.txt, objectInfo150.txt")
     add("--num-classes", type=number(int, 1, 2**15 - 1), help="where no file names them")
     add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="a label of the masks that counts as none")
-    add(
-        "--reduce-zero-label",
-        default=True,
-        action=argparse.BooleanOptionalAction,
-        help="label 0 counts as none, and 1 is the first class",
-    )
+    zero = "label 0 counts as none, and 1 is the first class"
+    add("--reduce-zero-label", default=True, action=argparse.BooleanOptionalAction, help=zero)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -196,11 +196,7 @@ class FeatureFile:
 
     def missing_rows(self) -> list[int]:
         """The rows that are missing, of images that cannot be read."""
-        starts = range(0, self.shape[0], ROWS_AT_A_TIME)
-        missing = [
-            start + np.isnan(self.table[start : start + ROWS_AT_A_TIME]).any(axis=1).nonzero()[0] for start in starts
-        ]
-        return np.concatenate(missing).tolist()
+        return [row for rows in self.missing_blocks(ROWS_AT_A_TIME) for row in rows if np.isnan(self.table[row]).any()]
 
     def finish(self) -> None:
         """Give the complete file its name."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.images import NO_LABEL, Loader, Transform, open_rgb
+
+SPLIT_NAMES = re.compile(r"(?<![a-z])(train|validation|val|test)(?![a-z])")  # in names of parquet files
 
 
 class HFImages(Dataset):
@@ -30,7 +33,8 @@ class HFImages(Dataset):
         self.source = {"dataset": source, "split": split, "column": column or image_column(table, source)}
         self.transform, self.loader = transform, loader
         self.images = with_bytes(table, self.source["column"], source)
-        label = label_column(table)
+        labels = columns_of(table, "ClassLabel")
+        label = labels[0] if len(labels) == 1 else None
         self.labels: Sequence[int] = [NO_LABEL if x is None else int(x) for x in table[label]] if label else []
         self.classes = list(table.features[label].names) if label else []
         self.identity = f"{table._fingerprint} {len(table)}"  # of the rows and all that was done to them
@@ -66,12 +70,12 @@ def load(source: str, split: str) -> Any:
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries, and what failed is said at the end
     path = Path(source).expanduser()
+    files = parquet_files(path, split)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(path))
-        elif files := sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)] * path.is_file():
-            mine = [file for file in files if split in Path(file).relative_to(path.parent).as_posix()]
-            loaded = datasets.load_dataset("parquet", data_files=mine or files, split="train")
+        elif files:
+            loaded = datasets.load_dataset("parquet", data_files=files, split="train")
         elif path.exists():
             loaded = datasets.load_dataset(str(path))
         else:
@@ -88,11 +92,31 @@ def load(source: str, split: str) -> Any:
     return loaded
 
 
-def image_column(table: Any, source: str) -> str:
-    """The one column of images. Raises InputError when there are none or several."""
+def parquet_files(path: Path, split: str) -> list[str]:
+    """The file itself, or those in a folder whose names hold the split's; all of them, where none names any split.
+
+    Raises: InputError where they name other splits only.
+    """
+    if not path.is_dir():
+        return [str(path)] if path.is_file() else []
+    names = {str(file): file.relative_to(path).as_posix() for file in sorted(path.rglob("*.parquet"))}
+    mine = [file for file, name in names.items() if split in name]
+    others = {found for name in names.values() for found in SPLIT_NAMES.findall(name)}
+    if others and not mine:
+        raise InputError(f"the data set {path} has no split {split!r}, but {', '.join(sorted(others))}: use --split")
+    return mine or [*names]
+
+
+def columns_of(table: Any, kind: str) -> list[str]:
+    """The columns of this kind of feature, such as Image."""
     import datasets
 
-    images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    return [name for name, feature in table.features.items() if isinstance(feature, getattr(datasets, kind))]
+
+
+def image_column(table: Any, source: str) -> str:
+    """The one column of images. Raises InputError when there are none or several."""
+    images = columns_of(table, "Image")
     if len(images) != 1:
         found = f"columns {', '.join(images)} are images" if images else f"no column of {', '.join(table.features)} is"
         raise InputError(f"which images of {source}? Of its columns {found}: name one with --image_column")
@@ -109,11 +133,3 @@ def with_bytes(table: Any, column: str, source: str) -> Any:
         return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:
         raise InputError(f"column {column!r} of {source} holds no images: {str(error).splitlines()[0]}") from None
-
-
-def label_column(table: Any) -> str | None:
-    """The column of classes, where there is just one."""
-    import datasets
-
-    labels = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    return labels[0] if len(labels) == 1 else None

@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -113,7 +114,7 @@ def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImag
         if not labelled:
             raise InputError(f"{option} {path}: no label is filled in, of {len(images)} images")
         for image in labelled:
-            before = found.setdefault(image.path, image)
+            before = found.setdefault(os.path.normpath(image.path), image)  # ./a.jpg is a.jpg
             if before.label != image.label:
                 raise InputError(f"{option}: {image.path} has two labels: {before.label!r} and {image.label!r}")
     return list(found.values())

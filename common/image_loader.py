@@ -161,6 +161,7 @@ def missing_batches(
         for rows, (pixels, labels, readable) in zip(blocks, loader, strict=True):
             yield rows, (part.to(device, non_blocking=True) for part in passes(pixels, device)), labels, readable
             bar.update(len(rows))
+    file.table.flush()  # where the processes are on several machines, another one reads them
 
 
 class DecodedImages(Dataset):
@@ -169,7 +170,7 @@ class DecodedImages(Dataset):
     They are decoded when it is made, so that worker processes forked later share them.
     """
 
-    def __init__(self, images: Dataset, budget_bytes: int, threads: int = 1, progress: bool = False):
+    def __init__(self, images: Dataset, budget_bytes: int, threads: int, progress: bool):
         self.images = images
         self.kept: list[tuple] = []
         free = budget_bytes

@@ -40,7 +40,6 @@ TURNS = {
 }
 ORIENTATION = 0x0112
 REPAIR = "repair or remove it"
-UNREADABLE = (Exception,)  # Pillow's decoders raise whatever a damaged file leads them to
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # they have no 32-bit integers, but some Pillows open 16 bits as mode I
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata of readable images, a warning for each image
@@ -71,7 +70,7 @@ def open_rgb(
     except UnidentifiedImageError:
         kind = kind_of_file(path) if content is None else None
         problem = f"{kind or 'its format is not known'}; {REPAIR}"
-    except UNREADABLE as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"{said.splitlines()[0]}; {REPAIR}"
     raise InputError(f"cannot read the image {path}: {problem}")
@@ -182,11 +181,6 @@ def image_tree(root: Path, transform: Transform | None = None, loader: Loader = 
         raise InputError(f"image folder {root} is not there")
     listed = [ListedImage(os.path.relpath(path, root), "") for path in images_below(str(root))]
     return ListedImages(root, listed, transform, loader).not_empty()
-
-
-def any_images(source: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
-    """A list of images (.csv, .txt), or every image below a folder. Raises InputError when there are none."""
-    return (image_list if source.is_file() else image_tree)(source, transform, loader)
 
 
 def images_below(folder: str) -> list[str]:

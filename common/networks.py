@@ -17,7 +17,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
-from timm.models import get_pretrained_cfg, split_model_name_tag
+from timm.models import get_pretrained_cfg, load_model_config_from_hf, load_state_dict_from_hf, split_model_name_tag
 from torch import Tensor, nn
 
 from common.checkpoints import download_checkpoint, read_checkpoint
@@ -37,6 +37,10 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+
+    def described(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {**self._asdict(), "mean": list(self.mean), "std": list(self.std)}
 
 
 def preprocessing(
@@ -128,8 +132,6 @@ def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     repository, url = config.get("hf_hub_id"), config.get("url")
     if not repository:
         return download_checkpoint(url), url
-    from timm.models import load_state_dict_from_hf
-
     filename = config.get("hf_hub_filename") or "model.safetensors"
     name = repository.partition("@")[0].rsplit("/", 1)[-1]
     by_hand = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.safetensors"
@@ -145,8 +147,6 @@ def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def hub_config(repository: str) -> dict[str, Any]:
     """timm's configuration of a model on the Hugging Face hub. Raises InputError when it cannot be downloaded."""
-    from timm.models import load_model_config_from_hf
-
     cached = "or run `hf download` where there is a network and copy its cache (~/.cache/huggingface) here"
     with _from_hub(repository, "config.json", f"check the name, {cached}"):
         return load_model_config_from_hf(repository)[0]

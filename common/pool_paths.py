@@ -1,13 +1,16 @@
 """The images of a feature file, listed beside it: what each is called, and whether it is still the same file."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_list import ListedImage, some
+
+if TYPE_CHECKING:
+    from common.hf_images import HFImages
 
 
 class PoolImage(NamedTuple):
@@ -35,6 +38,18 @@ class PoolPaths(NamedTuple):
     def files(self) -> list[Path]:
         return [Path(self.root, path) for path in self.paths]
 
+    def data_set(self) -> "HFImages | None":
+        """Where images are that are no files. Raises InputError when it cannot be loaded, or is another one now."""
+        if not self.source:
+            return None
+        from common.hf_images import HFImages  # an optional package
+
+        images = HFImages(*self.source.values())
+        if len(images) != len(self.paths):
+            had = len(self.paths)
+            raise InputError(f"{self.source['dataset']} has {len(images)} images now, not {had}: extract again")
+        return images
+
     def check_unchanged(self, feature_path: str) -> None:
         """Raises InputError when images have gone, or are of another size, since they were extracted."""
         if self.source:
@@ -55,7 +70,7 @@ class PoolPaths(NamedTuple):
                 "extract again"
             )
 
-    def rows_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
+    def indices_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
         """The indices in the pool of these images. Raises InputError for images that are not in it."""
         row_of = {os.path.normpath(path): row for row, path in enumerate(self.paths)}
         row_of |= {os.path.normpath(f"{self.root}/{path}"): row for path, row in row_of.items()}
@@ -66,14 +81,14 @@ class PoolPaths(NamedTuple):
         return list(rows.values())
 
 
-def pool_images(root: Path, samples: Iterable[tuple[str, int]]) -> list[PoolImage]:
-    """The images of a folder in the order of its samples (path, label)."""
+def pool_images(root: Path, pool: Any) -> list[PoolImage] | None:
+    """The images of a data set, below a folder, in the order of its `samples` (path, label); None without any files."""
 
     def stamp(path: str, label: int) -> PoolImage:
         status = Path(path).stat()
         return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
 
-    return [stamp(path, label) for path, label in samples]
+    return [stamp(path, label) for path, label in pool.samples] if hasattr(pool, "samples") else None
 
 
 def paths_file(feature_path: Path) -> Path:
@@ -100,23 +115,6 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     ):
         raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
     return PoolPaths(root, paths, sizes, classes, listed.get("source"))
-
-
-def read_image_paths(feature_path: str | Path, n: int) -> list[Path]:
-    """The files of the n images. Raises InputError as `read_pool_paths` does."""
-    return read_pool_paths(feature_path, n).files()
-
-
-def write_image_paths(
-    feature_path: Path,
-    root: Path,
-    paths: Iterable[str],
-    sizes: Iterable[int] = (),
-    classes: Iterable[str] = (),
-) -> None:
-    """List the images of a feature file, relative to the pool's folder."""
-    relative = [os.path.relpath(path, root) for path in paths]
-    write_pool_paths(feature_path, PoolPaths(str(root.resolve()), relative, list(sizes), list(classes)))
 
 
 def write_pool_paths(feature_path: Path, pool: PoolPaths) -> None:

@@ -97,6 +97,9 @@ class Processes:
             self.barrier()
 
 
+ALONE = Processes()
+
+
 class Interruption:
     """Notes SIGTERM instead of dying of it, so that the update under way is finished and the state saved."""
 

@@ -1,14 +1,15 @@
 """Images whose labels are masks, in ADE20K's layout: <root>/{images,annotations}/{training,validation}, same stems."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from common.errors import InputError
-from common.images import UNREADABLE, FlatImageFolder, Transform, formats
+from common.images import FlatImageFolder, Transform, formats
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
@@ -27,15 +28,16 @@ class MaskLabels:
     classes: tuple[str, ...]
     ignore_label: int = 255
     reduce_zero_label: bool = True
-    table: np.ndarray = field(init=False, repr=False, compare=False)  # the class of every value
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def table(self) -> np.ndarray:
+        """The class of every value."""
         table = np.full(2**16 + 1, UNKNOWN, np.int16)  # the last is of all larger values
         first = int(self.reduce_zero_label)
         table[0] = IGNORED
         table[first : first + len(self.classes)] = range(len(self.classes))
         table[self.ignore_label] = IGNORED
-        object.__setattr__(self, "table", table)
+        return table
 
     def read(self, path: Path) -> np.ndarray:
         """The class of every pixel (h, w), int16, or IGNORED.
@@ -47,7 +49,7 @@ class MaskLabels:
                 mode, values = mask.mode, np.asarray(mask)
         except FileNotFoundError:
             raise InputError(f"mask {path} is not there") from None
-        except UNREADABLE as error:
+        except Exception as error:  # whatever a damaged file leads Pillow to
             raise InputError(f"cannot read the mask {path}: {error}; repair it") from None
         if mode not in GREY_MODES:
             raise InputError(f"mask {path} is an image of mode {mode}: a mask has one channel, with a label per pixel")
@@ -109,10 +111,7 @@ def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageF
     """The images of a split, in the order of their names. Raises InputError when there are none."""
     if not folder.is_dir():
         raise InputError(f"image folder {folder} is not there: the layout is <folder>/images/{{training,validation}}")
-    images = FlatImageFolder(folder, transform)
-    if not len(images):
-        raise InputError(f"image folder {folder} holds no images")
-    return images
+    return FlatImageFolder(folder, transform).not_empty()
 
 
 def mask_of(image: Path) -> Path:

@@ -50,20 +50,25 @@ def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> l
 
 
 def read_labeled_ids(
-    files: Sequence[str], feature_path: str, n: int, option: str = "--labeled_ids"
+    files: Sequence[str], feature_path: str, n: int, features: np.ndarray | None = None
 ) -> tuple[list[int], list[str]]:
     """The samples of a pool of n that have labels, and what should be said of them.
 
     files: JSON lists of indices, or lists of images of which the rows with a label count (see image_list.py).
+    features: of the pool (n, d), if it should be said which lists of indices are of another one.
     Raises: InputError for what cannot be read, an image outside the pool, or one with two labels.
     """
-    lists = [path for path in files if is_image_list(path)]
-    ids = [index for path in files if path not in lists for index in read_subset_ids(path, n, option)]
+    option, lists = "--labeled_ids", [path for path in files if is_image_list(path)]
+    subsets = {path: read_subset_ids(path, n, option) for path in files if path not in lists}
+    ids = [index for subset in subsets.values() for index in subset]
     notes: list[str] = []
     if lists:
         labelled = labelled_images(lists, option)
-        ids += sorted(read_pool_paths(feature_path, n).rows_of(labelled, option))  # as the subset's own JSON has them
-        notes = notes_on(labelled, option)
+        rows = read_pool_paths(feature_path, n).indices_of(labelled, option)
+        ids += sorted(rows)  # as the subset's own JSON has them
+        notes += notes_on(labelled, option)
+    if features is not None:
+        notes += filter(None, (note_on_pool(path, subset, n, features=features) for path, subset in subsets.items()))
     return list(dict.fromkeys(ids)), notes
 
 
@@ -83,7 +88,7 @@ def losses_file(subset: Path) -> Path:
 
 
 def provenance_file(subset: Path) -> Path:
-    """Where the provenance of a subset is kept: JSON, under another suffix, so that every *.json stays a subset."""
+    """Where the provenance of a subset is kept: JSON, by its suffix told apart from a subset."""
     return subset.with_name(f"{subset.stem}_provenance.txt")
 
 

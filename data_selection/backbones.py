@@ -50,7 +50,7 @@ class Backbone:
 
         Raises: InputError when the network cannot take images of this size.
         """
-        size, mean, std, interpolation = self.preprocessing
+        size = self.preprocessing.input_size
         try:
             with torch.inference_mode():
                 d = self.features(torch.zeros(1, 3, size, size)).shape[1]
@@ -58,10 +58,8 @@ class Backbone:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.model} cannot take images of {size}x{size}: {reason}") from None
         token = feature_kind(self.network, self.n_last_blocks, self.avgpool_patchtokens)
-        return {
-            "model": self.model, "weights": self.weights, "feature": token, "d": d, "input_size": size,
-            "mean": list(mean), "std": list(std), "interpolation": interpolation,
-        }  # fmt: skip
+        named = {"model": self.model, "weights": self.weights, "feature": token, "d": d}
+        return named | self.preprocessing.described()
 
 
 def build_backbone(

@@ -36,26 +36,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself; "
         "with List a .csv (path, label) or .txt; with HF a Hugging Face data set: a folder, .parquet, or hub name",
     )
-    add(
-        "--no-labels", "--no_labels", action="store_true",
-        help="with Folder: every image below it, whatever its folders mean",
-    )  # fmt: skip
+    add("--no-labels", "--no_labels", action="store_true", help="with Folder: every image below it, no folder a class")
     add("--image_column", help="with HF: the column of images, where there are several")
     add("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
-    add(
-        "--arch",
-        default="vit_small",
-        help=f"{', '.join(VITS)}, an XCiT or resnet50 (DINO's weights), or any timm name (timm's weights)",
-    )
+    add("--arch", default="vit_small", help=f"{', '.join(VITS)}, XCiT, resnet50: DINO's weights; any timm name: timm's")
     add("--patch_size", default=16, type=number(int, 1), help=f"patch size of {', '.join(VITS)}")
     add_model_kwargs_option(parser)
     add("--pretrained_weights", default="", help="checkpoint file instead of downloaded weights")
     add("--checkpoint_key", default="teacher", help="network to take from a checkpoint that holds several")
     add("--n_last_blocks", default=1, type=number(int, 1), help="concatenate the [CLS] tokens of the last n blocks")
-    add(
-        "--avgpool_patchtokens", default=False, type=boolean, nargs="?", const=True, metavar="BOOL",
-        help="append the mean of the last block's patch tokens",
-    )  # fmt: skip
+    tokens = "append the mean of the last block's patch tokens"
+    add("--avgpool_patchtokens", default=False, type=boolean, nargs="?", const=True, metavar="BOOL", help=tokens)
     add("--input_size", type=number(int, 1), help="pixels per side; 224, or the network's own size, when not given")
     add("--batch_size_per_gpu", default=128, type=number(int, 1))
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")

@@ -1,42 +1,32 @@
 """From the images of a pool to its feature file, by one process or several; nothing is lost when one is killed."""
 
 import argparse
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 import torchvision.transforms as T
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
+from common.checkpoints import weights_checksum
 from common.errors import InputError
 from common.feature_file import FeatureFile, description_file, in_words
 from common.files import atomic_file, locked, write_json
 from common.image_loader import missing_batches
 from common.images import cifar, class_folders, image_folder, image_list, image_tree, open_rgb
 from common.networks import normalised
-from common.pool_paths import PoolPaths, pool_images, write_image_paths, write_pool_paths
-from common.processes import Processes, autocast, launched
+from common.pool_paths import PoolPaths, pool_images, write_pool_paths
+from common.processes import Processes, amp_dtype_of, autocast, launched
 from common.scenes import scene_images
 from data_selection.backbones import VITS, Backbone, build_backbone
 
 # Options that change no row of the feature file.
 NO_INFLUENCE = (
-    "num_workers",
-    "device",
-    "resume",
-    "output_dir",
-    "extra_name",
-    "data_path",
-    "input_size",
-    "image_column",
-)
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-OWN_IMAGES = ("Folder", "List", "HF")
+    "num_workers", "device", "resume", "output_dir", "extra_name", "data_path", "input_size", "image_column",
+)  # fmt: skip
 DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
 FIRST_NAMED = 3
 
@@ -51,21 +41,22 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
         return class_folders(root, transform)
     if args.dataset == "ADE20K":
         return scene_images(root, transform)
-    if args.dataset in OWN_IMAGES:  # (departure) own photos are upright, and large ones decoded at a smaller size
-        loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size)
-        if args.dataset == "HF":
-            from common.hf_images import HFImages  # an optional package
+    if args.dataset.startswith("CIFAR"):
+        return cifar(args.dataset, root, train=args.split == "train", transform=transform)
+    # (departure) Own photos are upright, and large ones decoded at a smaller size.
+    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size)
+    if args.dataset == "HF":
+        from common.hf_images import HFImages  # an optional package
 
-            return HFImages(args.data_path, args.split, args.image_column, transform, loader)
-        kinds = {"List": image_list, "Folder": image_tree if args.no_labels else image_folder}
-        return kinds[args.dataset](root, transform, loader)
-    return cifar(args.dataset, root, train=args.split == "train", transform=transform)
+        return HFImages(args.data_path, args.split, args.image_column, transform, loader)
+    kinds = {"List": image_list, "Folder": image_tree if args.no_labels else image_folder}
+    return kinds[args.dataset](root, transform, loader)
 
 
 def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
     """Compute the feature file of the pool in `root` that the options describe, or what is missing of it."""
     with launched(args.device) as processes, ExitStack() as held:
-        processes.together(lambda: processes.is_main and held.enter_context(locked(path.parent, path.stem)))
+        processes.from_main(lambda: held.enter_context(locked(path.parent, path.stem)))
         backbone = build_backbone(
             args.arch,
             args.patch_size if args.arch in VITS else None,
@@ -80,23 +71,18 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         with processes.main_first():
             pool = build_pool(args, root, prepared.input_size, prepared.interpolation)
         described = backbone.describe()
-        file = FeatureFile(
-            path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps(root, pool, processes)
-        )
+        stamps = pool_images(folder_of(root), pool) if processes.is_main else None
+        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps)
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
-        processes.together(lambda: processes.is_main and file.prepare(args.resume))
+        processes.from_main(lambda: file.prepare(args.resume))
         file.open()
         amp = amp_dtype(args.amp, processes)
         extract(backbone, pool, file, processes, args.batch_size_per_gpu, args.num_workers, amp)
         processes.barrier()  # all rows are written
         if processes.is_main:
             finish(file, pool, root, described)
-
-
-def stamps(root: Path, pool: Dataset, processes: Processes) -> Sequence | None:
-    return pool_images(folder_of(root), pool.samples) if processes.is_main and hasattr(pool, "samples") else None
 
 
 def folder_of(root: Path) -> Path:
@@ -106,13 +92,11 @@ def folder_of(root: Path) -> Path:
 
 def fingerprint(args: argparse.Namespace, backbone: Backbone, pool: Dataset) -> dict[str, Any]:
     """What the features depend on beside the images: an extraction is continued only if all of it is unchanged."""
-    weights = [weight.numpy().tobytes() for weight in backbone.network.state_dict().values()]
     options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
-    size, mean, std, interpolation = backbone.preprocessing
-    images = {"input_size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
+    images = backbone.preprocessing.described()
     if hasattr(pool, "identity"):  # images that are no files
         images["images_of"] = pool.identity
-    return {**options, **images, "weights": crc32(b"".join(weights))}
+    return {**options, **images, "weights": weights_checksum(backbone.network.state_dict())}
 
 
 def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:
@@ -121,7 +105,7 @@ def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:
         if processes.is_main:
             print("--amp bf16: this processor has no AMX and is faster in float32, which is used")
         return None
-    return AMP_DTYPES[name]
+    return amp_dtype_of(name, processes.device)
 
 
 def has_fast_bfloat16() -> bool:
@@ -136,9 +120,9 @@ def extract(
     pool: Dataset,
     file: FeatureFile,
     processes: Processes,
-    batch_size: int = 128,
-    num_workers: int = 16,
-    amp: torch.dtype | None = None,
+    batch_size: int,
+    num_workers: int,
+    amp: torch.dtype | None,
 ) -> None:
     """Write the features of this process's share of the pool, a batch at a time; leave out what cannot be read."""
     backbone.network.to(processes.device)
@@ -176,14 +160,9 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             f"repair or remove them, and add --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
-    if hasattr(pool, "samples"):
-        write_image_paths(
-            file.path,
-            folder_of(root),
-            (image for image, _ in pool.samples),
-            (image.size for image in file.images),
-            classes,
-        )
+    if file.images:
+        paths, sizes = [image.path for image in file.images], [image.size for image in file.images]
+        write_pool_paths(file.path, PoolPaths(str(folder_of(root).resolve()), paths, sizes, classes))
     elif hasattr(pool, "names"):
         write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, pool.source))
     write_json(description_file(file.path), described, indent=1)

@@ -111,7 +111,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     processes.report(describe_recipe(args, data, plan))
 
     epochs = range(state.epoch, n_epochs)
-    stream = BatchStream(sampler, plan, processes.rank, processes.size, epochs, state.update)
+    stream = BatchStream(sampler, plan, processes.rank, epochs, state.update)
     batches = iter(build_train_loader(args, data, stream, processes, state.soft_labels))
     # Without a teacher, the distillation head of a distilled model learns nothing.
     unused = is_distilled(model) and args.distillation_type == "none"

@@ -12,7 +12,7 @@ from torchvision.datasets import INaturalist
 from common.errors import InputError
 from common.files import read_json
 from common.image_list import check_present, labelled_images, notes_on, some
-from common.images import ImageFiles, ListedImages, Transform, any_images, image_tree, open_rgb
+from common.images import ImageFiles, ListedImages, Transform, image_list, image_tree, open_rgb
 from common.networks import input_size
 
 DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
@@ -62,7 +62,7 @@ def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform)
 
         images = HFImages(args.data_path, args.split, args.image_column, transform, loader)
         return images, images.names, source
-    images = any_images(source, transform, loader)
+    images = (image_list if source.is_file() else image_tree)(source, transform, loader)
     return images, [os.path.relpath(path, images.root) for path, _ in images.samples], images.root
 
 

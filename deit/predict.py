@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> Path:
             "images_of": getattr(images, "identity", None) or str(root),
             "amp": args.amp,
         }
-        stamps = pool_images(root, images.samples) if processes.is_main and hasattr(images, "samples") else None
+        stamps = pool_images(root, images) if processes.is_main else None
         file = FeatureFile(make_output_dir(output.parent) / output.name, len(images), 4, settings, stamps)
         processes.from_main(lambda: held.enter_context(locked(output.parent, output.name)))
         processes.from_main(lambda: file.prepare(args.resume))

@@ -109,7 +109,7 @@ def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     sampler, plan = build_plan(args, len(data.train), processes)
     state = build_state(args, build_model(args, len(data.classes)), plan)
     recipe = build_recipe(args, plan, len(data.classes), processes.device)
-    stream = BatchStream(sampler, plan, 0, 1, range(args.epochs))
+    stream = BatchStream(sampler, plan, 0, range(args.epochs))
     batches = iter(build_train_loader(args, data, stream, processes))
     for _ in range(args.epochs):
         state.model.train()

@@ -27,9 +27,8 @@ from common.feature_file import read_features
 from common.files import make_output_dir, write_json
 from common.processes import pick_device
 from common.progress import progress_bar
-from data_selection.activeft.initialisation import random_samples
-from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.pool import Candidates, Pool, read_rows
+from data_selection.activeft.prototypes import match_prototypes, random_samples
 from data_selection.activeft.selection import select
 from data_selection.evidence.measures import earth_movers_distance, random_part
 from data_selection.sample_tools.subset_command import budget_of, percentage

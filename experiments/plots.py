@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from common.feature_file import read_features
-from common.pool_paths import read_image_paths
+from common.pool_paths import read_pool_paths
 from common.run_folder import save_figure
 from common.subset_file import read_subset_ids
 from experiments.protocols import METHODS, READOUTS, Protocol
@@ -65,7 +65,7 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
     from sklearn.manifold import TSNE
 
     features, labels = read_features(feature_path)  # (n, d), (n,)
-    paths = read_image_paths(feature_path, len(features))
+    paths = read_pool_paths(feature_path, len(features)).files()
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     where = TSNE(metric="cosine", init="pca", random_state=0).fit_transform(unit)  # (n, d) -> (n, 2)
 

@@ -62,7 +62,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images",
     )
 
-    stream = BatchStream(sampler, plan, processes.rank, processes.size, range(1), state.update)
+    stream = BatchStream(sampler, plan, processes.rank, range(1), state.update)
     batches = iter(build_train_loader(args, data, stream, processes))
     parallel_model = in_parallel(model, processes).train()
     folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, fresh=not own_checkpoint)

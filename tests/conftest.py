@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 
+from common.pool_paths import PoolPaths, write_pool_paths
 from data_selection.activeft.pool import Candidates, Pool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,12 @@ def mixture(n: int, d: int, clusters: int, spread: float) -> np.ndarray:
     centres = random.randn(clusters, d)
     labels = random.randint(clusters, size=n)
     return np.column_stack([centres[labels] + spread * random.randn(n, d), labels]).astype(np.float32)
+
+
+def write_image_paths(feature_path: Path, root: Path, paths: Iterable[str]) -> None:
+    """List these images, which lie below a folder, beside a feature file."""
+    relative = [os.path.relpath(path, root) for path in paths]
+    write_pool_paths(feature_path, PoolPaths(str(root.resolve()), relative, [], []))
 
 
 def pool_of(rows: torch.Tensor, labeled: tuple[int, ...] = (), excluded: tuple[int, ...] = ()) -> Pool:

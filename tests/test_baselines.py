@@ -14,12 +14,17 @@ from conftest import pool_of
 
 from common.errors import InputError
 from common.processes import Processes
-from data_selection.activeft.initialisation import farthest_points
-from data_selection.baselines.clusters import clusters_of, kmeans_samples
+from data_selection.activeft.prototypes import farthest_points
+from data_selection.baselines.clusters import (
+    clusters_of,
+    densities,
+    kmeans_samples,
+    typicality,
+    typiclust_samples,
+    usl_samples,
+)
 from data_selection.baselines.herding import herding_samples, maxherding_samples
 from data_selection.baselines.probcover import probcover_samples, purest_radius
-from data_selection.baselines.typiclust import typicality, typiclust_samples
-from data_selection.baselines.usl import densities, usl_samples
 from data_selection.sample_tools import baseline
 
 
@@ -110,7 +115,7 @@ def test_typiclust_takes_the_most_typical_of_the_largest_clusters_without_labels
 
 
 def test_typiclust_goes_round_after_round_through_at_most_500_clusters(monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 2)
+    monkeypatch.setattr("data_selection.baselines.clusters.MOST_CLUSTERS", 2)
     pool, cluster = planted_clusters(12, 8)
     assert cluster[typiclust_samples(pool_of(pool), 6, 0)].tolist() == [0, 1, 0, 1, 0, 1]
 
@@ -123,7 +128,7 @@ def test_typiclust_takes_of_tiny_clusters_last():
 
 
 def test_typiclust_passes_over_a_cluster_that_is_exhausted(monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.typiclust.MOST_CLUSTERS", 3)
+    monkeypatch.setattr("data_selection.baselines.clusters.MOST_CLUSTERS", 3)
     pool, cluster = planted_clusters(20, 12, 8)
     all_but_one = tuple((cluster == 0).nonzero().squeeze(1).tolist()[1:])
     chosen = typiclust_samples(pool_of(pool, excluded=all_but_one), 5, 0)

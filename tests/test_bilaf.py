@@ -12,7 +12,7 @@ from conftest import mixture, pool_of
 
 from common.errors import InputError
 from data_selection.activeft import select
-from data_selection.activeft.initialisation import farthest_points, random_samples
+from data_selection.activeft.prototypes import farthest_points, random_samples
 from data_selection.baselines.bilaf import bilaf_samples, shares
 from data_selection.sample_tools import baseline
 
@@ -91,7 +91,8 @@ def plain_bilaf(features: torch.Tensor, core: list[int], budget: int, labeled=()
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("n", "core_number", "budget"), [(300, 6, 60), (300, 25, 40), (90, 12, 70), (60, 2, 20)])
 def test_bilaf_is_the_seven_steps_of_the_paper(n, core_number, budget, seed, monkeypatch):
-    monkeypatch.setattr("data_selection.baselines.bilaf.CHUNK_ELEMENTS", 500 if seed else 1 << 22)
+    monkeypatch.setattr("data_selection.activeft.pool.CHUNK_ELEMENTS", 500 if seed else 1 << 22)
+    monkeypatch.setattr("data_selection.activeft.pool.FEWEST_ROWS", 1)
     pool = clustered(n, seed)
     core = random_samples(pool_of(pool).candidates, core_number, seed)
     found = bilaf_samples(pool_of(pool), budget, 0, core_ids=core)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
+from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence import pictures
 from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
 from data_selection.evidence.measures import (
@@ -217,7 +217,8 @@ def test_what_equals_random_subsets_but_for_rounding_is_the_same():
 
 def summary_of(*values: dict[str, float], sizes: tuple[int, ...]) -> str:
     random = {size: {"std": values_of(0.01, 0.01)} for size in sizes}
-    return summary(["a", "b", "c"][: len(values)], sizes, values, random, [""] * len(values))
+    entries = [{"name": name, "k": k, "values": of} for name, k, of in zip("abc", sizes, values, strict=False)]
+    return summary(entries, random)
 
 
 def test_of_several_subsets_of_one_size_the_closest_is_named():

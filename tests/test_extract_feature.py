@@ -28,7 +28,8 @@ from test_nothing_lost import Nursery
 from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, read_features, unfinished
-from common.pool_paths import paths_file, read_image_paths
+from common.pool_paths import paths_file, read_pool_paths
+from common.processes import Processes
 from data_selection import extraction
 from data_selection.backbones import build_backbone, image_features
 from data_selection.extract_feature import main
@@ -77,7 +78,7 @@ def test_features_equal_an_independent_forward_pass_row_by_row(pool, backbone, t
     features, labels = read_features(path)
     assert np.load(path).dtype == np.float32 and features.shape == (30, 24)
     assert labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
-    for row, image in enumerate(read_image_paths(path, 30)):
+    for row, image in enumerate(read_pool_paths(path, 30).files()):
         assert image == sorted((pool / "train").glob("*/*"))[row]
         tokens, _ = class_tokens(torch.load(backbone), preprocessed(image))
         np.testing.assert_allclose(features[row], tokens[-1][0], rtol=1e-3, atol=1e-3)
@@ -106,7 +107,7 @@ def test_a_network_that_is_no_vit_gives_its_pooled_output(pool, tmp_path):
                  "--device", "cpu", "--num_workers", "0", "--pretrained_weights", str(tmp_path / "r.pth"),
                  "--output_dir", str(tmp_path)])  # fmt: skip
     features, _ = read_features(path)
-    image = preprocessed(read_image_paths(path, 30)[4]).float()
+    image = preprocessed(read_pool_paths(path, 30).files()[4]).float()
     np.testing.assert_allclose(features[4], network.eval()(image)[0].detach(), rtol=1e-3, atol=1e-3)
 
 
@@ -121,6 +122,14 @@ def test_images_of_any_shape_are_resized_whole(backbone, tmp_path):
 def test_the_val_split_of_a_folder_has_its_own_file(pool, backbone, tmp_path):
     path = main(folder_options(pool, backbone, tmp_path, "--split", "val"))
     assert path.name == "insects_val.npy" and len(read_features(path)[0]) == 6
+
+
+def test_all_rows_are_in_the_file_before_the_processes_meet(pool, backbone, tmp_path, monkeypatch):
+    happened = []
+    monkeypatch.setattr(np.memmap, "flush", lambda table: happened.append("flush"))
+    monkeypatch.setattr(Processes, "barrier", lambda processes: happened.append("barrier"))
+    main(folder_options(pool, backbone, tmp_path))
+    assert happened[-3:] == ["flush", "barrier", "flush"]  # the last one is of the main process's own
 
 
 def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypatch):
@@ -347,7 +356,7 @@ def test_file_names_in_any_encoding_are_fine(backbone, tmp_path, run_script):
     odd = os.fsencode(tmp_path / "photos") + b"/caf\xe9.png"
     (tmp_path / "photos" / "1.png").rename(os.fsdecode(odd))
     options = folder_options(tmp_path / "photos", backbone, tmp_path)
-    assert [os.fsencode(path) for path in read_image_paths(main(options), 1)] == [odd]
+    assert [os.fsencode(path) for path in read_pool_paths(main(options), 1).files()] == [odd]
     Path(os.fsdecode(odd)).write_bytes(b"")
     done = run_script("data_selection/extract_feature.py", *options, check=False)
     assert done.returncode == 2 and "caf" in done.stderr and "Traceback" not in done.stderr

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import mixture
+from conftest import mixture, write_image_paths
 
 from common.errors import InputError
-from common.pool_paths import write_image_paths
 from data_selection.activeft import reference, select
-from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates
+from data_selection.activeft.prototypes import random_samples
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline
 
 METHODS = ("activeft", *baseline.METHODS)

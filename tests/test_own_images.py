@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_VIT_OPTIONS, launch_two, write_image
+from conftest import TINY_VIT_OPTIONS, launch_two, write_image, write_image_paths
 
 from common.errors import InputError
 from common.feature_file import read_features
 from common.image_list import labelled_images, read_image_list, spelling_hints
-from common.pool_paths import read_image_paths, read_pool_paths, write_image_paths
+from common.pool_paths import read_pool_paths
 from data_selection import extract_feature
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline
 from data_selection.sample_tools.subset_export import flat_names
@@ -83,7 +83,7 @@ def fill_in(path: Path) -> Path:
 def test_every_image_of_a_tree_is_in_the_pool_whatever_its_folders_mean(photos, features):
     rows, labels = read_features(features)
     assert features.name == "photos_train.npy" and len(rows) == N and set(labels) == {-1}
-    paths = [path.relative_to(photos).as_posix() for path in read_image_paths(features, N)]
+    paths = [path.relative_to(photos).as_posix() for path in read_pool_paths(features, N).files()]
     assert sorted(paths) == sorted(map(image_path, range(N)))
 
 
@@ -93,7 +93,7 @@ def test_a_list_is_a_pool_in_its_order_with_its_labels(photos, features, backbon
     listed, labels = read_features(path)
     classes = read_pool_paths(path, 3).classes
     assert path.name == "some_train.npy" and [classes[label] for label in labels] == [label for _, label in rows]
-    paths, whole = read_image_paths(features, N), read_features(features)[0]
+    paths, whole = read_pool_paths(features, N).files(), read_features(features)[0]
     for row, number in enumerate((5, 2, 9)):
         assert np.allclose(listed[row], whole[paths.index(photos.resolve() / image_path(number))], atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_a_text_lists_paths_relative_to_its_folder(photos, backbone, tmp_path):
     (photos / "pool.txt").write_text("".join(f"{image_path(number)}\n" for number in range(4)))
     path = extract(photos / "pool.txt", tmp_path, backbone, "--dataset", "List")
     (photos / "pool.txt").unlink()
-    assert set(read_features(path)[1]) == {-1} and len(read_image_paths(path, 4)) == 4
+    assert set(read_features(path)[1]) == {-1} and len(read_pool_paths(path, 4).files()) == 4
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_hugging_face_data_sets_are_pools(kind, hf_table, features, photos, back
     path = extract(source, tmp_path, backbone, "--dataset", "HF")
     rows, labels = read_features(path)
     assert path.name == "insects_train.npy" and labels.tolist() == [0, 1, 2] * 2
-    whole, paths = read_features(features)[0], read_image_paths(features, N)
+    whole, paths = read_features(features)[0], read_pool_paths(features, N).files()
     assert np.allclose(rows[4], whole[paths.index(photos.resolve() / image_path(4))], atol=1e-5)
 
 
@@ -145,6 +145,23 @@ def test_chosen_images_of_a_hugging_face_data_set_are_copied_under_the_names_of_
     first = json.loads(subset.read_text())[0]
     copied = (tmp_path / "to_label" / f"train_{first}.png").read_bytes()
     assert copied == hf_table.cast_column("photo", __import__("datasets").Image(decode=False))[first]["photo"]["bytes"]
+
+
+def test_the_report_shows_the_images_of_a_hugging_face_data_set_or_says_that_it_cannot(
+    hf_table, backbone, tmp_path, capsys
+):
+    hf_table.to_parquet(tmp_path / "insects.parquet")
+    features = extract(tmp_path / "insects.parquet", tmp_path, backbone, "--dataset", "HF")
+    subset = choose(features, tmp_path, "--number", 3)
+    capsys.readouterr()
+    report(features, tmp_path / "report", "--subset_ids", subset)
+    assert "are not there" not in capsys.readouterr().out
+    tiles = page_data(tmp_path / "report")["gallery"][0]["tiles"]
+    assert len(tiles) == 3 and all(tiles)
+    hf_table.select(range(4)).to_parquet(tmp_path / "insects.parquet")
+    report(features, tmp_path / "report", "--subset_ids", subset)
+    assert "the page has no pictures: " in (said := capsys.readouterr().out) and "4 images now, not 6" in said
+    assert page_data(tmp_path / "report")["gallery"] == []
 
 
 # Out to people
@@ -169,7 +186,7 @@ def test_every_selection_script_exports(method, features, tmp_path):
 
 def test_chosen_images_are_copied_into_one_folder(photos, features, tmp_path):
     subset = choose(features, tmp_path, "--number", 5, "--copy_images", tmp_path / "to_label")
-    paths = read_image_paths(features, N)
+    paths = read_pool_paths(features, N).files()
     originals = sorted(paths[index].read_bytes() for index in json.loads(subset.read_text()))
     assert sorted(file.read_bytes() for file in (tmp_path / "to_label").iterdir()) == originals
 
@@ -228,7 +245,8 @@ def test_filled_in_labels_are_never_overwritten(features, tmp_path):
 
 def test_copies_into_the_pool_are_refused(photos, features, tmp_path):
     with pytest.raises(InputError, match="inside the pool"):
-        choose(features, tmp_path, "--number", 3, "--copy_images", photos / "2019")
+        choose(features, tmp_path, "--number", 3, "--copy_images", photos / "2019" / "new")
+    assert not (photos / "2019" / "new").exists()
 
 
 def test_a_pool_that_changed_since_extraction_is_told_before_the_work(photos, features, backbone, tmp_path):
@@ -394,6 +412,15 @@ def test_two_lists_that_contradict_each_other_are_refused(photos, labels, backbo
         train(photos, [labels, other], tmp_path / "out", backbone)
 
 
+def test_one_image_written_in_two_ways_has_one_label(tmp_path):
+    rows = [("a.jpg", "ant"), ("./a.jpg", "ant"), ("b/../c.jpg", "bee")]
+    images = labelled_images([write_csv(tmp_path / "same.csv", rows)], "--labels")
+    assert [(image.path, image.label) for image in images] == [("a.jpg", "ant"), ("b/../c.jpg", "bee")]
+    contradicting = write_csv(tmp_path / "other.csv", [*rows, ("c.jpg", "cat")])
+    with pytest.raises(InputError, match="c.jpg has two labels: 'bee' and 'cat'"):
+        labelled_images([contradicting], "--labels")
+
+
 def test_predictions_are_those_of_the_model_with_nothing_but_its_checkpoint(photos, trained, tmp_path):
     rows = run_predict(trained / "checkpoint.pth", photos, tmp_path / "p.csv")
     assert list(rows[0]) == ["path", "label", "probability", "second", "margin"]
@@ -520,6 +547,11 @@ def report(features: Path, out: Path, *options: object) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
+def page_data(folder: Path) -> dict:
+    html = (folder / "report.html").read_text()
+    return json.loads(html.partition('<script type="application/json" id="data">')[2].partition("</script>")[0])
+
+
 def test_a_subset_chosen_beside_labels_is_measured_together_with_them(features, tmp_path):
     first = choose(features, tmp_path, "--number", 5, "--export_csv")
     labels = fill_in(first.with_name(f"{first.stem}_labels.csv"))
@@ -555,7 +587,7 @@ def test_the_report_lists_groups_of_near_duplicates_of_the_pool(tmp_path):
     assert found["shown"][0] == {"size": 5, "ids": [0, 1, 2, 3, 4], "strip": None}
 
 
-def test_groups_of_near_duplicates_are_those_of_a_plain_loop():
+def test_groups_of_near_duplicates_are_those_of_a_plain_loop(monkeypatch):
     from data_selection.evidence import duplicates
 
     rows = torch.nn.functional.normalize(torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -563,17 +595,27 @@ def test_groups_of_near_duplicates_are_those_of_a_plain_loop():
     for row in (row for row in range(300) if row not in (7, 100)):
         if not any(rows[row] @ rows[first] >= 0.98 for first in begins):
             begins.append(row)
-    duplicates_chunks = duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME
-    try:
-        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = 64, 50
-        group = duplicates.duplicate_of(rows, 0.98, first=[7, 100])
-    finally:
-        duplicates.ROWS_AT_A_TIME, duplicates.COLUMNS_AT_A_TIME = duplicates_chunks
+    monkeypatch.setattr(duplicates, "ROWS_AT_A_TIME", 64)
+    group = duplicates.duplicate_of(rows, 0.98, first=[7, 100])
     assert (group == torch.arange(300)).nonzero().squeeze(1).tolist() == sorted(begins)
     assert ((rows * rows[group]).sum(dim=1) >= 0.98 - 1e-6).all()
 
 
 # Hugging Face data sets that cannot be used
+
+
+def test_the_split_of_a_folder_of_parquet_files_is_in_their_names_not_in_its_own(hf_table, tmp_path):
+    from common.hf_images import HFImages
+
+    folder = tmp_path / "train_photos"
+    folder.mkdir()
+    hf_table.to_parquet(folder / "part_0.parquet")
+    assert len(HFImages(str(folder), "val")) == len(hf_table)  # no file names a split: all are the pool
+    (folder / "part_0.parquet").rename(folder / "test.parquet")
+    assert len(HFImages(str(folder), "test")) == len(hf_table)
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match=f"has no split '{split}', but test: use --split"):
+            HFImages(str(folder), split)
 
 
 def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):

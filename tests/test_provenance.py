@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, mixture, write_pool
+from conftest import CLASSES, mixture, write_image_paths, write_pool
 from digit_scenes import write_scenes
 from test_segmenter_datasets import data_of
 
 from common import VERSION, subset_file
-from common.pool_paths import write_image_paths
 from common.subset_file import features_checksum, note_on_pool, project_version, provenance_file, read_subset_ids
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline, report
 from deit.datasets import build_datasets

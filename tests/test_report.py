@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_image
+from conftest import write_image, write_image_paths
 from PIL import Image
 
 from common.errors import InputError
-from common.pool_paths import write_image_paths
 from data_selection.evidence.pictures import project
 from data_selection.evidence.report_files import page
 from data_selection.sample_tools import report
@@ -151,9 +150,9 @@ def test_every_verdict_rests_on_random_subsets_of_the_same_size(given):
         assert float(stated) == pytest.approx(random["mean"]["emd"], abs=0.01)
 
 
-def test_stands_for_counts_the_pool(given):
+def test_represents_counts_the_pool(given):
     for subset in read_report(given)["subsets"]:
-        assert sum(subset["stands_for"]) == N and len(subset["stands_for"]) == 4
+        assert sum(subset["represents"]) == N and len(subset["represents"]) == 4
 
 
 def test_accuracy_on_held_out_samples_needs_and_uses_labels(given):
@@ -226,9 +225,9 @@ def test_the_page_holds_thumbnails_of_the_chosen_images_and_of_their_nearest(giv
 
 def test_only_the_images_that_represent_most_are_shown_beyond_the_limit(given):
     content = data_in((write_report(given, "--gallery_images", 2, subsets=("good",)) / "report.html").read_text())
-    stands_for = content["report"]["subsets"][0]["stands_for"]
-    shown = [stands_for[position] for position in content["gallery"][0]["positions"]]
-    assert shown == sorted(stands_for, reverse=True)[:2]
+    represents = content["report"]["subsets"][0]["represents"]
+    shown = [represents[position] for position in content["gallery"][0]["positions"]]
+    assert shown == sorted(represents, reverse=True)[:2]
 
 
 def test_images_that_are_missing_or_broken_do_not_end_a_report(given, capsys):

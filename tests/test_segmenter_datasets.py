@@ -14,7 +14,7 @@ from PIL import Image
 from common.errors import InputError
 from common.feature_file import read_features
 from common.files import scenes_name
-from common.pool_paths import read_image_paths
+from common.pool_paths import read_pool_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
@@ -187,7 +187,7 @@ def test_extraction_needs_no_masks_and_counts_the_images_as_training_does(folder
     path = extract([*options, "--output_dir", str(tmp_path)])
     features, labels = read_features(path)
     assert path.name == f"{name}_train.npy" and features.shape == (3, 24) and labels.tolist() == [-1, -1, -1]
-    assert [image.name for image in read_image_paths(path, 3)] == trained_on
+    assert [image.name for image in read_pool_paths(path, 3).files()] == trained_on
     assert read_features(extract([*options, "--split", "val", "--output_dir", str(tmp_path)]))[0].shape == (1, 24)
     assert scenes_name(root) == name
     assert scenes_name(tmp_path) == ("ADE20K" if name == "ADE20K" else tmp_path.name)  # the folder around it will do

@@ -116,7 +116,7 @@ def test_a_pool_smaller_than_the_number_of_processes_is_an_error():
 
 def test_processes_hold_the_drawn_rows_between_them():
     def drawn(part: slice) -> np.ndarray:
-        return Settings(batch_size=50).batches(1003).draw(part) + part.start
+        return next(Settings(batch_size=50).batches(1003, part)) + part.start
 
     parts = [drawn(Processes(rank=rank, size=4).part(1003)) for rank in range(4)]
     assert np.array_equal(np.concatenate(parts), drawn(slice(0, 1003)))
@@ -149,10 +149,11 @@ def test_every_setting_does_to_the_fast_form_what_it_does_to_the_reference(setti
     assert ours.indices == dense.indices and not {3, 500, 7} & set(ours.indices)
 
 
-def test_the_reference_option_chooses_the_published_subset(feature_path):
+def test_the_reference_option_chooses_the_published_subset(feature_path, capsys):
     case = GOLDEN[0]
     options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--reference"]
     assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]
+    assert "GB of memory" not in capsys.readouterr().out  # that is said of the fast form
 
 
 def test_the_reference_refuses_a_pool_whose_similarities_would_not_fit(feature_path, monkeypatch):

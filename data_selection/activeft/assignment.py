@@ -69,13 +69,7 @@ class NearestPrototypes:
         self.rounding = features.shape[1] * 2**-23  # of a similarity of unit vectors, at most
 
     def __call__(self, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """The argmax over prototypes of f_i . c_j.
-
-        Args:
-            centres: unit rows c_j (k, d).
-        Returns:
-            a_i (n,), int64, and f_i . c_{a_i} (n,).
-        """
+        """a_i (n,), int64, the argmax over unit rows c_j (k, d) of f_i . c_j, and f_i . c_{a_i} (n,)."""
         if self.plain or self.centres is None:
             self.centres, self.work = centres, torch.inf
             self.nearest, similarity = nearest_of_all(self.features, centres, self.chunk)
@@ -204,13 +198,10 @@ def positive_places(values: Tensor) -> Tensor:
 
 
 def listed_similarities(features: Tensor, centres: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-    """f_i . c_j for the few prototypes j listed for each sample i: those in columns[starts[i]:starts[i + 1]].
+    """f_i . c_j (p,) for the few prototypes j listed for each sample i: those in columns[starts[i]:starts[i + 1]].
 
-    A product of two matrices of which only the listed entries are computed: nothing (p, d) is gathered.
-    Args:
-        features (n, d), centres (k, d), starts (n + 1,), columns (p,).
-    Returns:
-        (p,)
+    A product of features (n, d) and centres (k, d) of which only the listed entries are computed: nothing (p, d) is
+    gathered. starts (n + 1,), columns (p,).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse")  # beta, and unchecked invariants

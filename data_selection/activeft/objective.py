@@ -19,19 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.processes import Processes
+from common.processes import ALONE, Processes
 from data_selection.activeft.pool import chunks
 
 BLOCK, GPU_BLOCK = 512, 4096  # prototypes whose similarities are held at once; on a CPU they stay in its cache
 
 
-def log_repulsion(centres: Tensor, tau: float, processes: Processes | None = None) -> tuple[Tensor, Tensor]:
+def log_repulsion(centres: Tensor, tau: float, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
     """log S_j (k,), and what j is pushed away from, sum_l p_lj c_l with p the softmax of c c^T / tau over l (k, d).
 
     The latter is tau * d log S_j / d c_j. The similarities are symmetric: a block of them serves the prototypes of its
     rows and of its columns. Several processes divide the blocks among them.
     """
-    processes = processes or Processes()
     total, pushed_from = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
     size = BLOCK if centres.device.type == "cpu" else GPU_BLOCK
     blocks = [*combinations_with_replacement(chunks(len(centres), size), 2)]
@@ -54,7 +53,7 @@ def loss_and_gradient(
     centres: Tensor,
     tau: float,
     balance: float,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """J and dJ/dc in closed form; the argmax makes the gradient a sum over each prototype's own samples.
 
@@ -62,15 +61,10 @@ def loss_and_gradient(
 
         dJ/dc_j = 1/(n tau) * [ - sum_{i: a_i = j} w_i f_i  +  (sum_{i: a_i = j} w_i) * sum_l p_lj c_l ]
 
-    Args:
-        features: unit rows f_i (n, d); of several processes, each gives its own.
-        nearest: a_i (n,).
-        similarity: f_i . c_{a_i} (n,).
-        centres: unit rows c_j (k, d).
-    Returns:
-        J (scalar) and dJ/dc (k, d), the same in all processes.
+    features: unit rows f_i (n, d), of several processes each its own. nearest: a_i (n,). similarity: f_i . c_{a_i}
+    (n,). centres: unit rows c_j (k, d).
+    Returns: J (scalar) and dJ/dc (k, d), the same in all processes.
     """
-    processes = processes or Processes()
     log_s, pushed_from = log_repulsion(centres, tau, processes)
     margin = (math.log(balance) if balance else -math.inf) + log_s[nearest] - similarity / tau  # (n,)
     loss = F.softplus(margin).sum()

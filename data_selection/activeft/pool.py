@@ -1,14 +1,14 @@
 """The pool as every method sees it: unit features, and which samples may be chosen."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.processes import Processes
+from common.processes import ALONE, Processes
 
 ROWS_AT_A_TIME = 8192
 CHUNK_ELEMENTS = 1 << 22  # similarities to a whole pool held at once
@@ -67,7 +67,7 @@ class Pool:
 
     rows: Tensor
     candidates: Candidates
-    processes: Processes = field(default_factory=Processes)
+    processes: Processes = ALONE
 
     @property
     def n(self) -> int:
@@ -93,21 +93,17 @@ class Pool:
 
 
 def read_pool(
-    features: np.ndarray | Tensor, candidates: Candidates, processes: Processes | None = None, unit: bool = True
+    features: np.ndarray | Tensor, candidates: Candidates, processes: Processes = ALONE, unit: bool = True
 ) -> Pool:
     """The pool of these features (n, d); with several processes each reads its own part of them.
 
     Raises InputError, in every process, for fewer samples than processes or a row that is zero or not finite.
     """
-    processes = processes or Processes()
     if candidates.n < processes.size:
         raise InputError(f"{processes.size} processes cannot share a pool of {candidates.n} samples: start fewer")
     part = processes.part(candidates.n)
-    return Pool(
-        processes.together(lambda: read_rows(features, processes.device, part, unit)),
-        candidates,
-        processes,
-    )
+    rows = processes.together(lambda: read_rows(features, processes.device, part, unit))
+    return Pool(rows, candidates, processes)
 
 
 def read_rows(

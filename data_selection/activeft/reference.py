@@ -53,9 +53,9 @@ def optimise(pool: Pool, budget: int, settings: Settings) -> Selection:
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d): prototypes that never move
     optimiser = torch.optim.Adam([theta], lr=settings.lr)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_iter, eta_min=settings.MIN_LR)
-    batches, losses = settings.batches(n), []
+    batches, losses = settings.batches(n, slice(0, n)), []
     for _ in range(settings.max_iter):
-        batch = pool.rows if batches is None else pool.rows[batches.draw(slice(0, n))]
+        batch = pool.rows[next(batches)] if batches else pool.rows
         objective = loss(batch, torch.cat([theta, labeled]), settings.temperature, settings.balance)
         optimiser.zero_grad()
         objective.backward()

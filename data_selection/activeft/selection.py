@@ -1,8 +1,9 @@
 """The optimisation: prototypes that cover the pool (attraction) and differ from each other (repulsion)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,10 +13,9 @@ from torch import Tensor
 from common.processes import Processes, pick_device
 from common.progress import progress_bar
 from data_selection.activeft.assignment import NearestPrototypes
-from data_selection.activeft.initialisation import farthest_points, random_samples
-from data_selection.activeft.matching import match_prototypes
 from data_selection.activeft.objective import gradient_through_normalisation, loss_and_gradient
 from data_selection.activeft.pool import Candidates, Pool, read_pool
+from data_selection.activeft.prototypes import farthest_points, match_prototypes, random_samples
 
 Observer = Callable[[int, Tensor], None]
 
@@ -56,25 +56,16 @@ class Settings:
             return random_samples(pool.candidates, budget, self.seed)
         return farthest_points(pool, budget, self.seed, self.distance)
 
-    def batches(self, n: int) -> "Batches | None":
-        """The batches drawn from a pool of n samples, or None for the whole pool in every iteration."""
-        whole = self.batch_size is None or self.batch_size >= n
-        return None if whole else Batches(n, self.batch_size, np.random.default_rng(self.seed))
+    def batches(self, n: int, part: slice) -> Iterator[np.ndarray] | None:
+        """For each iteration the samples of a random batch of n that are in this part of the pool; None: use all.
 
-
-@dataclass(frozen=True)
-class Batches:
-    """Random batches of a pool of n samples; all processes draw the same."""
-
-    n: int
-    size: int
-    generator: np.random.Generator
-
-    def draw(self, part: slice) -> np.ndarray:
-        """The next batch: its samples that are in this part of the pool, ascending, counted from the part's start."""
-        drawn = np.sort(self.generator.choice(self.n, self.size, replace=False, shuffle=False))
-        first, last = np.searchsorted(drawn, (part.start, part.stop))
-        return drawn[first:last] - part.start
+        They are ascending and counted from the part's start. All processes draw the same batches.
+        """
+        if self.batch_size is None or self.batch_size >= n:
+            return None
+        choice = partial(np.random.default_rng(self.seed).choice, n, self.batch_size, replace=False, shuffle=False)
+        batches = (np.sort(choice()) for _ in range(self.max_iter))
+        return (batch[(batch >= part.start) & (batch < part.stop)] - part.start for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -128,15 +119,15 @@ def optimise(
     part, k = processes.part(pool.n), budget + len(pool.candidates.labeled)
     theta = pool.rows_of(settings.starting_samples(pool, budget))  # (k, d)
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d)
-    batches, batch, nearest_prototypes = settings.batches(pool.n), pool.rows, None
+    batches = settings.batches(pool.n, part)
+    batch, nearest_prototypes = pool.rows, NearestPrototypes(pool.rows, k, settings.chunk)
     adam = Adam(theta)
     losses = torch.zeros(settings.max_iter, device=theta.device)
     shown = progress and processes.is_main
     bar = progress_bar(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
     for iteration in bar:
-        if batches is not None:
-            batch = pool.rows[torch.from_numpy(batches.draw(part)).to(theta.device)]
-        if batches is not None or nearest_prototypes is None:
+        if batches:
+            batch = pool.rows[torch.from_numpy(next(batches)).to(theta.device)]
             nearest_prototypes = NearestPrototypes(batch, k, settings.chunk)
         norms = theta.norm(dim=1, keepdim=True)
         moving = theta / norms  # (k, d)

@@ -9,14 +9,13 @@ from torch import Tensor
 from common.errors import InputError
 from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.pool import Candidates, Pool, distance
+from data_selection.activeft.pool import Candidates, Pool, distance, rows_at_a_time
 from data_selection.activeft.selection import Settings, optimise
 
 NEIGHBOURS = 10
 PARTS = 10  # P_in = P_rm = 10%
 PENALTY = 1.1  # delta
 LEAST_CORE, POOL_PER_CORE = 50, 200  # the paper's core: 50 samples of CIFAR10, 0.5% of CIFAR100 and ImageNet
-CHUNK_ELEMENTS = 1 << 22
 
 SelectCore = Callable[[Pool, int], list[int]]
 
@@ -207,4 +206,4 @@ def entering_order(features: Tensor, members: Tensor, core: int) -> Tensor:
 
 def in_chunks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
     """Rows in portions of which a matrix with so many columns fits into memory."""
-    return rows.split(max(1, CHUNK_ELEMENTS // width))
+    return rows.split(rows_at_a_time(width))

@@ -14,10 +14,9 @@ def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
     """Herding (Welling, ICML 2009, eq. 5 and 6), on the features themselves.
 
     With mu the pool's mean, w_0 = mu: choose x_t = argmax w_{t-1} . x, then w_t = w_{t-1} + mu - x_t. On unit rows this
-    is the sample that brings the mean of all chosen nearest to mu. Labelled samples count as chosen first.
+    is the sample that brings the mean of all chosen nearest to mu. Labelled samples count as chosen first. The seed is
+    without effect.
 
-    Args:
-        seed: without effect; the choice is deterministic.
     Returns: k distinct indices, in the order chosen.
     """
     features = pool.rows
@@ -45,11 +44,8 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     (departure) The authors draw 35,000 candidates at random; here all are looked at, exactly. Gains only fall, so that
     a gain of an earlier turn is an upper bound: only candidates whose bound is above the best gain are computed anew.
     About 7 n^2 similarities were computed for 1,000 of 50,000 images; in memory are a few numbers a sample and a chunk
-    of similarities.
+    of similarities. The seed is without effect.
 
-    Args:
-        seed: without effect; the choice is deterministic.
-        sigma: width of the kernel.
     Returns: k distinct indices, in the order chosen.
     """
     features, n = pool.rows, pool.n

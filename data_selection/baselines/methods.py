@@ -1,9 +1,8 @@
 """The baselines: what each does, needs and costs, where it is, and which options are its own.
 
-The times and memory were measured with sample_tools/baseline.py, the whole process with all defaults, on 50,000 x 384
-features of real images (CIFAR-10's, by a small ViT) and a budget of 1,000:
+The times and memory are those of the whole process with all defaults, on features of CIFAR-10's images by a small ViT:
 OMP_NUM_THREADS=1 /usr/bin/time -f "%U %S %M" python sample_tools/baseline.py --number 1000 --device cpu ...
-with torch 2.14 on a shared, loaded x86 server, where CPU seconds are more than on an idle one.
+with torch 2.14.
 """
 
 from dataclasses import dataclass
@@ -37,14 +36,14 @@ BASELINES = {
         "nothing, not even the features' values",
         "nothing",
         "2.0 s, 712 MB",
-        "data_selection.activeft.initialisation:random_samples",
+        "data_selection.activeft.prototypes:random_samples",
     ),
     "fds": Baseline(
         "farthest point sampling on unit features",
         "nothing",
         "n k similarities; O(n) memory",
         "5.3 s, 789 MB",
-        "data_selection.activeft.initialisation:farthest_points",
+        "data_selection.activeft.prototypes:farthest_points",
     ),
     "kmeans": Baseline(
         "the samples nearest to the centres of k-means",
@@ -58,7 +57,7 @@ BASELINES = {
         "features whose norms mean something",
         "n k similarities; O(n) memory",
         "5.4 s, 789 MB",
-        "data_selection.activeft.initialisation:farthest_points",
+        "data_selection.activeft.prototypes:farthest_points",
     ),
     "herding": Baseline(
         "samples whose mean follows the pool's (Welling, ICML 2009)",
@@ -72,7 +71,7 @@ BASELINES = {
         "scikit-learn; small budgets: it makes at most 500 clusters",
         "n^2 / c similarities for c = min(k, 500) clusters, and k-means; O(n) memory and the rows of a cluster",
         "12 s, 912 MB",
-        "data_selection.baselines.typiclust:typiclust_samples",
+        "data_selection.baselines.clusters:typiclust_samples",
     ),
     "probcover": Baseline(
         "balls that cover most of the pool (Yehuda et al., NeurIPS 2022)",
@@ -103,7 +102,7 @@ BASELINES = {
         "scikit-learn; its weight of the repulsion, --repulsion, matters",
         "n^2 similarities and k-means into k clusters; a copy of the features",
         "87 s, 1,008 MB",
-        "data_selection.baselines.usl:usl_samples",
+        "data_selection.baselines.clusters:usl_samples",
         ("neighbours", "repulsion", "alpha", "rounds"),
     ),
 }

@@ -62,10 +62,7 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
     """delta: the largest radius at which 95% of the balls are pure, with k-means clusters for classes, as in the paper.
 
     A ball is pure as long as it is smaller than the distance from its centre to the nearest sample of another cluster.
-
-    Args:
-        features: unit rows (n, d). At most 10,000 of them, drawn at random, are the centres looked at.
-        classes: how many classes the task has.
+    At most 10,000 of the unit rows (n, d), drawn at random, are the centres looked at.
     """
     n = len(features)
     cluster, _ = clusters_of(features, classes, seed)

@@ -1,7 +1,6 @@
 """What is known of the images by now: which were labelled before the choice, labels, predictions, and masks."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.cpus import worker_count
+from common.cpus import usable_processors
 from common.image_list import labelled_images
 from common.pool_paths import read_pool_paths
 from common.progress import progress_bar
@@ -31,13 +30,13 @@ class Annotations(NamedTuple):
 def read_annotations(args: argparse.Namespace, n: int) -> Annotations:
     """Raises InputError for what cannot be read, or is of images outside the pool."""
     given = args.labeled_ids or []
-    labeled, _ = read_labeled_ids(given, args.feature_path, n) if given else ([], [])
+    labeled, _ = read_labeled_ids(given, args.feature_path, n)
     lists = [*filter(is_image_list, given), *(args.labels or [])]
     named = {"--labels": lists, "--predictions": [args.predictions] if args.predictions else []}
     found = {}
     for option, files in named.items():
         images = labelled_images(files, option)
-        rows = read_pool_paths(args.feature_path, n).rows_of(images, option) if images else []
+        rows = read_pool_paths(args.feature_path, n).indices_of(images, option) if images else []
         found[option] = dict(zip(rows, (image.label for image in images), strict=True))
     return Annotations(tuple(labeled), found["--labels"], found["--predictions"])
 
@@ -55,7 +54,7 @@ def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -
         return None
     labels = mask_labels(args, masks[0].parents[2])
 
-    with ThreadPoolExecutor(worker_count(os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(usable_processors()) as pool:
         counted = list(
             progress_bar(
                 pool.map(lambda mask: labels.count(labels.read(mask)), masks), "reading masks", len(masks), leave=False

@@ -69,11 +69,6 @@ MERITS = {
 }
 
 
-def rows_of(values: Values) -> list[dict[str, Any]]:
-    """The measures that were taken, in the order of the table."""
-    return [asdict(measure) for measure in MEASURES if measure.key in values]
-
-
 def mean_and_std(each: Sequence[Values]) -> dict[str, Values]:
     """Mean and standard deviation of every measure over random subsets, at least two; None where one is None."""
     of = {key: [values[key] for values in each] for key in each[0]}
@@ -135,30 +130,25 @@ def verdict(name: str, values: Values, random: dict[str, Values], each: Sequence
     return f"{name} {text}."
 
 
-def summary(
-    names: Sequence[str],
-    sizes: Sequence[int],
-    values: Sequence[Values],
-    random: dict[int, dict[str, Values]],
-    sentences: Sequence[str],
-) -> str:
-    """The headline: for one subset its own sentence; for several, which is closest to the pool.
+def summary(entries: Sequence[dict[str, Any]], random: dict[int, dict[str, Values]]) -> str:
+    """The headline: for one subset its own verdict; for several, which is closest to the pool.
 
     Only subsets of one size are compared with each other: the EMD of finite samples shrinks as they grow. The best is
     named where it leads the next by more than the verdict's standard deviations of random subsets of that size.
     """
-    if len(names) == 1:
-        return sentences[0]
+    if len(entries) == 1:
+        return entries[0]["verdict"]
     parts = []
-    for size in dict.fromkeys(sizes):
-        rivals = [position for position in range(len(names)) if sizes[position] == size]
+    for size in dict.fromkeys(entry["k"] for entry in entries):
+        rivals = [entry for entry in entries if entry["k"] == size]
         if len(rivals) < 2:
             continue
         leads: dict[str, list[str]] = {}
         for key, merit in MERITS.items():
-            first, second = sorted(rivals, key=lambda position: values[position][key])[:2]
-            if values[second][key] - values[first][key] > CLAIMED * random[size]["std"][key]:
-                leads.setdefault(names[first], []).append(merit.format(values[first][key]))
+            first, second = sorted(rivals, key=lambda entry: entry["values"][key])[:2]
+            least = first["values"][key]
+            if second["values"][key] - least > CLAIMED * random[size]["std"][key]:
+                leads.setdefault(first["name"], []).append(merit.format(least))
         said = ", while ".join(f"{name} {' and '.join(merits)}" for name, merits in leads.items())
         none = "none is clearly closer to the pool or to its hardest images than the others"
         parts.append(f"of the {len(rivals)} subsets of {size:,} images {said or none}")
@@ -168,32 +158,26 @@ def summary(
     return f"{text[0].upper()}{text[1:]}."
 
 
-def compare(
-    names: Sequence[str], sizes: Sequence[int], values: Sequence[Values], random: dict[int, list[Values]]
-) -> dict[str, Any]:
+def compare(subsets: Sequence[tuple[str, int, Values]], random: dict[int, list[Values]]) -> dict[str, Any]:
     """The part of the report that its verdict and its table are made of.
 
-    Args:
-        names, sizes, values: of each subset, values its measures. random: for each size, the measures of every random
-            subset of that size.
+    subsets: name, size and measures of each. random: for each size, the measures of every random subset of that size.
     """
     deviations = {size: mean_and_std(each) for size, each in random.items()}
     entries = []
-    for name, k, measured in zip(names, sizes, values, strict=True):
-        subject = name if len(names) > 1 else "The chosen subset"
-        entries.append(
-            {
-                "name": name,
-                "k": k,
-                "verdict": verdict(subject, measured, deviations[k], random[k]),
-                "values": measured,
-                "against_random": compared(measured, deviations[k], MARKED),
-            }
-        )
+    for name, k, values in subsets:
+        subject = name if len(subsets) > 1 else "The chosen subset"
+        entries.append({
+            "name": name,
+            "k": k,
+            "verdict": verdict(subject, values, deviations[k], random[k]),
+            "values": values,
+            "against_random": compared(values, deviations[k], MARKED),
+        })  # fmt: skip
     seeds = len(next(iter(random.values())))
     return {
-        "verdict": summary(names, sizes, values, deviations, [entry["verdict"] for entry in entries]),
-        "measures": rows_of(values[0]),
+        "verdict": summary(entries, deviations),
+        "measures": [asdict(measure) for measure in MEASURES if measure.key in values],
         "subsets": entries,
         "marked_by_chance": by_chance(MARKED, seeds),
         "claimed_by_chance": by_chance(CLAIMED, seeds),

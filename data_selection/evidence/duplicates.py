@@ -10,7 +10,6 @@ from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 
 ROWS_AT_A_TIME = 1024
-COLUMNS_AT_A_TIME = 32768
 LARGEST_POOL = 200_000  # of a report: the time grows with the square
 
 
@@ -22,43 +21,29 @@ def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> 
 
     Args:
         rows: unit rows (n, d). first: samples that each begin a group, before all others.
-    Returns: indices (n,), int64. About n d / 2 multiplications per sample, and memory for the rows and a chunk.
+    Returns: indices (n,), int64. At most n d / 2 multiplications per sample, and memory for the first ones' rows.
     """
-    n, device = len(rows), rows.device
-    group = torch.arange(n, device=device)
-    begins = torch.zeros(n, dtype=torch.bool, device=device)
-    if len(first):
-        before = torch.tensor([*first], device=device)
-        nearest, cosine = nearest_of_all(rows, rows[before])
-        group = torch.where(cosine >= similarity, before[nearest], group)
-        group[before] = before
-        begins[before] = True
-    waiting = (group == torch.arange(n, device=device)) & ~begins
-    for start in progress_bar(range(0, n, ROWS_AT_A_TIME), desc="near-duplicates", leave=False):
-        mine = waiting[start : start + ROWS_AT_A_TIME].nonzero().squeeze(1) + start  # (c,)
-        chunk = rows[mine]
-        best = torch.full((len(mine),), -torch.inf, device=device)
-        for left in range(0, start, COLUMNS_AT_A_TIME):
-            right = min(left + COLUMNS_AT_A_TIME, start)
-            cosine = chunk @ rows[left:right].T  # (c, d) x (d, columns) -> (c, columns)
-            cosine[:, ~begins[left:right]] = -torch.inf
-            values, columns = cosine.max(dim=1)
-            closer = values > best
-            group[mine[closer & (values >= similarity)]] = columns[closer & (values >= similarity)] + left
-            best = torch.maximum(best, values)
+    group = torch.arange(len(rows), device=rows.device)
+    leaders = torch.tensor([*first], dtype=torch.int64, device=rows.device)  # the first of each group
+    others = group[~torch.isin(group, leaders)]
+    for mine in progress_bar(others.split(ROWS_AT_A_TIME), desc="near-duplicates", leave=False):
+        chunk, joined = rows[mine], torch.zeros_like(mine, dtype=torch.bool)  # (c, d), (c,)
+        if len(leaders):
+            nearest, cosine = nearest_of_all(chunk, rows[leaders])
+            joined = cosine >= similarity
+            group[mine[joined]] = leaders[nearest[joined]]
         alike = (chunk @ chunk.T >= similarity).triu(1)  # (c, c), each with those after it
-        joined = best >= similarity
         for position in alike.any(dim=1).nonzero().squeeze(1).tolist():
             if not joined[position]:
                 later = alike[position] & ~joined
                 group[mine[later]] = mine[position]
                 joined |= later
-        begins[mine[~joined]] = True
+        leaders = torch.cat([leaders, mine[~joined]])
     return group
 
 
 def groups_of(pool: Tensor, similarity: float) -> list[list[int]] | None:
-    """The groups of at least two near-duplicates, largest first; None for a pool that is too large to look for them."""
+    """The groups of at least two near-duplicates, largest first; None when the pool is too large to search."""
     if len(pool) > LARGEST_POOL:
         return None
     group = duplicate_of(pool, similarity).cpu().numpy()  # (n,)

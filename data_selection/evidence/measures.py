@@ -14,8 +14,8 @@ from torch import Tensor
 from common.errors import InputError
 from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.initialisation import random_samples
 from data_selection.activeft.pool import Candidates, distance
+from data_selection.activeft.prototypes import random_samples
 
 Values = dict[str, float | None]  # what is measured of one subset, by name
 ROWS_AT_A_TIME = 1024
@@ -28,12 +28,9 @@ def random_part(n: int, size: int, seed: int) -> np.ndarray:
 
 
 def representatives(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Which chosen sample represents each pool sample: the most similar one; a chosen sample represents itself.
+    """Which of k distinct chosen indices represents each unit row of a pool (n, d), the chosen themselves included.
 
-    Args:
-        pool: unit rows (n, d). chosen: k distinct indices into it, int64.
-    Returns:
-        positions in `chosen` (n,), int64, and cosine similarities (n,).
+    Returns: positions in `chosen` (n,), int64, of the most similar one, and cosine similarities (n,).
     """
     nearest, similarity = nearest_of_all(pool, pool[chosen])
     nearest[chosen] = torch.arange(len(chosen), device=pool.device)  # also where another chosen one is its equal
@@ -52,12 +49,9 @@ def coverage(similarity: Tensor) -> dict[str, float]:
 
 
 def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | None]:
-    """Distance of each chosen sample to the nearest other one, mean and minimum, and how many are near-duplicates.
+    """Distance of each unit row (k, d) to the nearest other one, mean and minimum, None for a single row.
 
-    Args:
-        rows: unit rows (k, d). duplicate_similarity: cosine from which two samples are near-duplicates.
-    Returns:
-        None for the distances of a single sample. near_duplicates counts the samples that have one.
+    near_duplicates: how many have another one of a cosine of at least duplicate_similarity.
     """
     if len(rows) < 2:
         return {"diversity_mean": None, "diversity_min": None, "near_duplicates": 0}
@@ -75,13 +69,10 @@ def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | No
 
 
 def shares(represented: np.ndarray) -> dict[str, float]:
-    """How the pool is divided among the chosen samples.
+    """How the pool is divided among the chosen samples, each of which represents so many (k,), itself included.
 
-    Args:
-        represented: how many pool samples each chosen one represents, itself included (k,).
-    Returns:
-        the largest share of the pool, the evenness of the shares (the exponential of their entropy, divided by k: 1
-        when all are equal, 1 / k when one represents all), and how many represent only themselves.
+    share_evenness: the exponential of the shares' entropy, divided by k: 1 when all are equal, 1 / k when one
+    represents all. alone: how many represent only themselves.
     """
     share = represented / represented.sum()
     return {
@@ -92,13 +83,10 @@ def shares(represented: np.ndarray) -> dict[str, float]:
 
 
 def earth_movers_distance(rows: Tensor, pool: Tensor) -> float:
-    """The least mean distance over which the chosen samples' mass is moved to become the pool's, exactly.
+    """The least mean distance over which unit rows (k, d), of one mass each, are moved to become a pool's (m, d).
 
-    Both are weighted uniformly. ActiveFT's objective is meant to minimise it (Xie et al., CVPR 2023).
-    Args:
-        rows: unit rows (k, d). pool: unit rows (m, d), a sample of it; k m numbers are held, in float64.
-    Raises:
-        InputError when the exact solver stops early, which should not happen for samples that fit in memory.
+    ActiveFT's objective is meant to minimise it (Xie et al., CVPR 2023). It is exact: k m float64 are held.
+    Raises: InputError when the exact solver stops early, which should not happen for samples that fit in memory.
     """
     import ot  # slow to load
 

@@ -3,10 +3,9 @@
 import base64
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from common.cpus import worker_count
 from common.errors import InputError
 from common.images import open_rgb
+from common.pool_paths import PoolPaths
 from common.progress import progress_bar
 from data_selection.evidence.duplicates import groups_of
 from data_selection.evidence.measures import Evaluation, random_part
@@ -25,6 +25,8 @@ NEAREST_SHOWN = 6
 GROUPS_SHOWN = 60
 LONGEST_SIDE = 64
 QUALITY = 75
+
+Thumbnails = Callable[[int], Image.Image | None]  # of an image by its index, reduced; None where it cannot be read
 
 
 def check_map(kind: str, n: int) -> None:
@@ -82,7 +84,7 @@ def chosen_images(ids: tuple[int, ...], evaluation: Evaluation) -> dict[str, Any
     nearest = nearest_represented(np.array(ids), evaluation.nearest, evaluation.similarity)
     return {
         "ids": ids,
-        "stands_for": np.bincount(evaluation.nearest, minlength=k).tolist(),
+        "represents": np.bincount(evaluation.nearest, minlength=k).tolist(),
         "nearest": nearest,
         "nearest_similarity": [[round(float(evaluation.similarity[index]), 4) for index in row] for row in nearest],
     }
@@ -104,24 +106,24 @@ def nearest_represented(chosen: np.ndarray, nearest: np.ndarray, similarity: np.
     return found
 
 
-def pictures(shown: dict[str, Any], paths: Sequence[Path], most: int) -> dict[str, Any]:
+def pictures(shown: dict[str, Any], thumbnail: Thumbnails, most: int) -> dict[str, Any]:
     """Thumbnails of at most so many chosen images, those that represent most, and a strip of the nearest of each.
 
     Returns: `positions` in `ids`, and for each of them its tile and its strip, encoded, None where none can be read.
     """
-    by_weight = np.argsort(-np.array(shown["stands_for"]), kind="stable")[:most].tolist()
+    by_weight = np.argsort(-np.array(shown["represents"]), kind="stable")[:most].tolist()
 
     def tile_and_strip(position: int) -> tuple[str | None, str | None]:
-        others = [thumbnail(paths[index]) for index in shown["nearest"][position]]
-        return encoded(thumbnail(paths[shown["ids"][position]])), encoded(strip(others))
+        others = [*map(thumbnail, shown["nearest"][position])]
+        return encoded(thumbnail(shown["ids"][position])), encoded(strip(others))
 
     with ThreadPoolExecutor(worker_count(16)) as threads:
         drawn = list(progress_bar(threads.map(tile_and_strip, by_weight), "thumbnails", len(by_weight), unit="image"))
     return {"positions": by_weight, "tiles": [tile for tile, _ in drawn], "strips": [strip for _, strip in drawn]}
 
 
-def pool_duplicates(pool: Tensor, similarity: float, paths: list[Path] | None) -> dict[str, Any] | None:
-    """The largest groups of near-duplicates of the whole pool, with a strip of pictures of each; None if too large."""
+def pool_duplicates(pool: Tensor, similarity: float, thumbnail: Thumbnails | None) -> dict[str, Any] | None:
+    """The largest groups of near-duplicates of the whole pool, with a strip of pictures; None when it is too large."""
     groups = groups_of(pool, similarity)
     if groups is None:
         return None
@@ -129,21 +131,27 @@ def pool_duplicates(pool: Tensor, similarity: float, paths: list[Path] | None) -
         {
             "size": len(group),
             "ids": group[:NEAREST_SHOWN],
-            "strip": encoded(strip([thumbnail(paths[index]) for index in group[:NEAREST_SHOWN]])) if paths else None,
+            "strip": encoded(strip([*map(thumbnail, group[:NEAREST_SHOWN])])) if thumbnail else None,
         }
         for group in groups[:GROUPS_SHOWN]
     ]
     return {"groups": len(groups), "images": sum(map(len, groups)), "shown": shown}
 
 
-def thumbnail(path: Path) -> Image.Image | None:
-    """The image, reduced if it is larger. None where it cannot be read: the report does without it."""
-    try:
-        image = open_rgb(path, upright=True, at_least=2 * LONGEST_SIDE)
-    except InputError:
-        return None
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return image
+def thumbnails_of(pool: PoolPaths) -> Thumbnails:
+    """What draws the images of a pool. Raises InputError for a data set that cannot be loaded."""
+    data_set, paths = pool.data_set(), pool.files()
+
+    def thumbnail(index: int) -> Image.Image | None:
+        try:
+            content = data_set.content(index) if data_set else None
+            image = open_rgb(paths[index], upright=True, at_least=2 * LONGEST_SIDE, content=content)
+        except InputError:  # the report does without it
+            return None
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        return image
+
+    return thumbnail
 
 
 def strip(images: Sequence[Image.Image | None]) -> Image.Image | None:

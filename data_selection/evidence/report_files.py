@@ -13,14 +13,22 @@ import numpy as np
 from common.errors import InputError
 from common.feature_file import difference, in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
-from common.pool_paths import paths_file, read_image_paths, read_pool_paths
+from common.pool_paths import PoolPaths, paths_file, read_pool_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, note_on_pool, read_subset_ids
 from data_selection.activeft.pool import read_rows
 from data_selection.evidence.annotations import read_annotations, read_pixel_classes
 from data_selection.evidence.comparison import compare
 from data_selection.evidence.measures import Evaluation, Evaluator, LabelledRows, evaluate_with_random
-from data_selection.evidence.pictures import check_map, chosen_images, map_of_pool, pictures, pool_duplicates
+from data_selection.evidence.pictures import (
+    Thumbnails,
+    check_map,
+    chosen_images,
+    map_of_pool,
+    pictures,
+    pool_duplicates,
+    thumbnails_of,
+)
 
 PAGE = Path(__file__).parent / "page"
 PLACEHOLDER = "{{data}}"
@@ -53,11 +61,12 @@ def write_report(args: argparse.Namespace) -> Path:
     subsets = read_subsets(args.subset_ids, args.feature_path, n, known.labeled)
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
-    paths = image_paths(args.feature_path, n, subsets)
-    names = read_pool_paths(args.feature_path, n).paths if paths else ()
-    for note in (note_on_pool(subset.path, subset.ids, n, names, features) for subset in subsets):
+    listed = read_pool_paths(args.feature_path, n) if paths_file(Path(args.feature_path)).is_file() else None
+    for note in (note_on_pool(of.path, of.ids, n, listed.paths if listed else (), features) for of in subsets):
         if note:
             print(note)
+    paths = listed.files() if listed else None
+    thumbnail = drawn_images(listed, subsets) if listed else None
     pixels = read_pixel_classes(paths, args)
     device = pick_device(args.device)
     folder = make_output_dir(args.output_dir)
@@ -74,9 +83,7 @@ def write_report(args: argparse.Namespace) -> Path:
     of_drawn = np.array(drawn["index"][: drawn["pool"]])
     report = {
         **compare(
-            [subset.name for subset in subsets],
-            [len(subset.ids) for subset in subsets],
-            [evaluation.values for evaluation in evaluations],
+            [(of.name, len(of.ids), evaluation.values) for of, evaluation in zip(subsets, evaluations, strict=True)],
             random,
         ),
         "options": vars(args),
@@ -87,7 +94,7 @@ def write_report(args: argparse.Namespace) -> Path:
         "held_out": len(held_out.rows) if held_out else 0,
         "map": drawn,
         "labeled": known.labeled,
-        "duplicates": pool_duplicates(pool, args.duplicate_similarity, paths),
+        "duplicates": pool_duplicates(pool, args.duplicate_similarity, thumbnail),
         "pixels": {"classes": pixels.names, "pool": pixels.shares().tolist()} if pixels else None,
     }
     for entry, subset, evaluation in zip(report["subsets"], subsets, evaluations, strict=True):
@@ -107,13 +114,15 @@ def write_report(args: argparse.Namespace) -> Path:
         report[name] = {index: of[index] for index in shown if index in of}
     report["labels"] = {index: int(labels[index]) for index in shown} if labels is not None else {}
     report["paths"] = {index: "/".join(paths[index].parts[-PARTS_OF_A_PATH:]) for index in shown} if paths else {}
-    gallery = [pictures(entry, paths, args.gallery_images) for entry in report["subsets"]] if paths else []
+    gallery = [pictures(entry, thumbnail, args.gallery_images) for entry in report["subsets"]] if thumbnail else []
 
     write_json(folder / "report.json", report)
     write_represents(folder / "represents.npz", subsets, evaluations)
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(page({"report": report, "gallery": gallery}), encoding="utf-8")
-    print_summary(report, folder)
+    for line in dict.fromkeys([report["verdict"], *(entry["verdict"] for entry in report["subsets"])]):
+        print(line)
+    print(f"wrote report.html, report.json and represents.npz to {folder}")
     return folder / "report.html"
 
 
@@ -130,12 +139,6 @@ def write_represents(path: Path, subsets: Sequence[Subset], evaluations: Sequenc
             chosen=np.stack(chosen),
             similarity=np.stack([of.similarity for of in evaluations]),
         )
-
-
-def print_summary(report: dict[str, Any], folder: Path) -> None:
-    for line in dict.fromkeys([report["verdict"], *(entry["verdict"] for entry in report["subsets"])]):
-        print(line)
-    print(f"wrote report.html, report.json and represents.npz to {folder}")
 
 
 def read_subsets(paths: Sequence[str], feature_path: str, n: int, labeled: Sequence[int] = ()) -> list[Subset]:
@@ -185,16 +188,18 @@ def read_held_out(path: str, feature_path: str, d: int, labels: np.ndarray | Non
     return features, held_out_labels
 
 
-def image_paths(feature_path: str, n: int, subsets: Sequence[Subset]) -> list[Path] | None:
-    """The images of the pool, or None where they are not known. Says so when chosen images are not there."""
-    if not paths_file(Path(feature_path)).is_file():
+def drawn_images(pool: PoolPaths, subsets: Sequence[Subset]) -> Thumbnails | None:
+    """What draws the pool's images, or None where none can be read. Says so when chosen images are not there."""
+    try:
+        drawn = thumbnails_of(pool)
+    except InputError as error:
+        print(f"the page has no pictures: {error}")
         return None
-    paths = read_image_paths(feature_path, n)
-    chosen = sorted({index for subset in subsets for index in subset.ids})
-    missing = [paths[index] for index in chosen if not paths[index].is_file()]
+    chosen = [] if pool.source else sorted({index for subset in subsets for index in subset.ids})
+    missing = [path for path in (Path(pool.root, pool.paths[index]) for index in chosen) if not path.is_file()]
     if missing:
         print(f"{len(missing)} of {len(chosen)} chosen images are not there ({missing[0]}): their tiles stay empty")
-    return paths
+    return drawn
 
 
 def page(content: dict[str, Any]) -> str:
@@ -203,13 +208,9 @@ def page(content: dict[str, Any]) -> str:
     page.html refers to its style sheet and scripts, and has one placeholder, for the data.
     """
     html = (PAGE / "page.html").read_text(encoding="utf-8")
-    html = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda part: f"<style>\n{_read(part)}</style>", html)
-    html = re.sub(r'<script src="(.+?)"></script>', lambda part: f"<script>\n{_read(part)}</script>", html)
+    for tag, link in (("style", r'<link rel="stylesheet" href="(.+?)">'), ("script", r'<script src="(.+?)"></script>')):
+        html = re.sub(link, lambda part, tag=tag: f"<{tag}>\n{(PAGE / part[1]).read_text('utf-8')}</{tag}>", html)
     return html.replace(PLACEHOLDER, json_in_script(content))
-
-
-def _read(part: re.Match[str]) -> str:
-    return (PAGE / part[1]).read_text(encoding="utf-8")
 
 
 def json_in_script(content: Any) -> str:

@@ -23,15 +23,9 @@ def main(argv: list[str] | None = None) -> Path:
         percent="1",
         max_iter=100,
     )
-    parser.add_argument(
-        "--batch_size",
-        default=PUBLISHED_BATCH_SIZE,
-        type=number(int, 1),
-        help="pool samples drawn without replacement for each iteration, at most the pool",
-    )
-    parser.add_argument(
-        "--slice", type=number(int, 1), help="rows per matrix product, to bound memory; it does not change the result"
-    )
+    add = parser.add_argument
+    add("--batch_size", default=PUBLISHED_BATCH_SIZE, type=number(int, 1), help="samples drawn for each iteration")
+    add("--slice", dest="chunk", type=number(int, 1), help="rows per matrix product, to bound memory; no other effect")
     return select_with_activeft(parser.parse_args(argv))
 
 

@@ -1,6 +1,7 @@
 """What the two ActiveFT scripts share: they differ in a few defaults, and in the options for large pools."""
 
 import argparse
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -19,24 +20,15 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     add_pool_options(parser, feature_path, percent)
     add = parser.add_argument
     add("--temperature", default=0.07, type=number(float, above=0), help="tau")
-    add(
-        "--threshold",
-        default=0.0001,
-        type=float,
-        help="accepted for compatibility; has no effect, as in the published code",
-    )
+    add("--threshold", default=0.0001, type=float, help="accepted for compatibility; has no effect")
     add("--max_iter", default=max_iter, type=number(int, 1))
     add("--lr", default=0.001, type=number(float, above=0), help="learning rate of Adam")
     add("--init", default="random", choices=["random", "fps"], help="fps is farthest point sampling")
     add("--distance", default="euclidean", choices=["euclidean", "cosine"], help="distance used by --init fps only")
     add("--scheduler", default="none", choices=["none", "cosine"], help="of the learning rate")
     add("--balance", default=1.0, type=number(float, 0), help="lambda, weight of the repulsion")
-    add(
-        "--reference",
-        action="store_true",
-        help="run the plain implementation of the paper (activeft/reference.py), for small pools",
-    )
-    parser.set_defaults(batch_size=None, slice=None)  # the whole pool at every iteration
+    add("--reference", action="store_true", help="run activeft/reference.py, the paper in plain code, on a small pool")
+    parser.set_defaults(batch_size=None, chunk=None)  # the whole pool at every iteration
     return parser
 
 
@@ -65,18 +57,7 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
 
     Returns: the path of the JSON of chosen indices, of the largest budget. The loss of every iteration is beside it.
     """
-    settings = Settings(
-        temperature=args.temperature,
-        balance=args.balance,
-        lr=args.lr,
-        max_iter=args.max_iter,
-        init=args.init,
-        distance=args.distance,
-        scheduler=args.scheduler,
-        batch_size=args.batch_size,
-        chunk=args.slice,
-        seed=args.seed,
-    )
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
     def optimise(pool: Pool, budget: int) -> Selection:
         if args.reference:
@@ -90,7 +71,7 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
 
     with launched(args.device) as processes:
         request = read_request(args, partial(subset_name, args), processes)
-        if processes.is_main:
+        if processes.is_main and not args.reference:  # the reference takes other memory
             print(estimate(request, settings, processes.size), flush=True)
         return select_subsets(request, optimise, processes)
 

@@ -45,31 +45,16 @@ class PrintList(argparse.Action):
 def baseline_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser("Choose the images to label with another method than ActiveFT.")
     parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument(
-        "--list",
-        nargs=0,
-        action=PrintList,
-        default=argparse.SUPPRESS,
-        help="say what each method does, needs and costs, and exit",
-    )
+    listed = "say what each method does, needs and costs, and exit"
+    parser.add_argument("--list", nargs=0, action=PrintList, default=argparse.SUPPRESS, help=listed)
     add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
     add = parser.add_argument_group("options of one method").add_argument
-    add(
-        "--delta",
-        type=number(float, above=0, below=MOST_DISTANT),
-        help="radius of probcover's balls; when not given, the largest at which 95 percent of them are pure",
-    )
-    add(
-        "--num_classes",
-        type=number(int, 2),
-        help="classes of the task, from which probcover estimates --delta; when not given, as many as there are labels",
-    )
+    radius = number(float, above=0, below=MOST_DISTANT)
+    add("--delta", type=radius, help="of probcover's balls; when not given, the largest with 95 percent of them pure")
+    add("--num_classes", type=number(int, 2), help="to estimate --delta from; when not given, those of the labels")
     add("--sigma", type=number(float, above=0), help="width of maxherding's kernel; when not given, 1")
-    add(
-        "--core_number",
-        type=number(int, 2),
-        help="core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget",
-    )
+    core = "core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget"
+    add("--core_number", type=number(int, 2), help=core)
     add("--core_ids", help="JSON list of bilaf's core samples")
     add("--core_method", choices=CORE_METHODS, help="what chooses bilaf's core; when not given, ActiveFT")
     add("--neighbours", type=number(int, 1), help="of a sample, that give usl its density; when not given, 20")
@@ -89,18 +74,15 @@ def select_indices(args: argparse.Namespace, pool: Pool, k: int, method: str) ->
     options = {option: getattr(args, option) for option in BASELINES[method].options}
     options = {option: value for option, value in options.items() if value is not None}
     if method == "probcover":
-        options = {"radius": options.get("delta") or estimated_radius(args, pool)}
+        from data_selection.baselines.probcover import purest_radius
+
+        delta = args.delta or purest_radius(pool.rows, number_of_classes(args), args.seed)
+        options = {"radius": delta}
     if core_method := options.pop("core_method", None):
         options["select_core"] = lambda pool, count: select_indices(args, pool, count, core_method)
     if "core_ids" in options:
         options["core_ids"] = read_core_ids(args)
     return function(pool, k, args.seed, **options)
-
-
-def estimated_radius(args: argparse.Namespace, pool: Pool) -> float:
-    from data_selection.baselines.probcover import purest_radius
-
-    return purest_radius(pool.rows, number_of_classes(args), args.seed)
 
 
 def read_core_ids(args: argparse.Namespace) -> list[int]:

@@ -24,36 +24,18 @@ def main(argv: list[str] | None = None) -> Path:
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
     add("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
     add("--output_dir", default="report")
-    add(
-        "--labeled_ids",
-        nargs="+",
-        metavar="FILE",
-        help="what the subsets were chosen beside, JSON lists or CSVs (path,label): measured together with them",
-    )
+    beside = "what the subsets were chosen beside, JSON lists or CSVs (path,label): measured together with them"
+    add("--labeled_ids", nargs="+", metavar="FILE", help=beside)
     add("--labels", nargs="+", metavar="CSV", help="labels (path,label) to show with the images")
     add("--predictions", metavar="CSV", help="of deit/predict.py, to show with the images")
     add("--eval_feature_path", help="held-out features with labels, to measure accuracy on")
     add("--random_seeds", default=10, type=number(int, 2), help="random subsets of each size to compare with")
-    add(
-        "--emd_samples",
-        default=5000,
-        type=number(int, 1),
-        help="pool samples, and chosen samples at most, that the Earth Mover's Distance uses",
-    )
-    add(
-        "--duplicate_similarity",
-        default=0.99,
-        type=number(float, -1, 1),
-        help="cosine from which two chosen samples, or two of the pool, are near-duplicates",
-    )
+    add("--emd_samples", default=5000, type=number(int, 1), help="most pool and chosen samples that the EMD uses")
+    add("--duplicate_similarity", default=0.99, type=number(float, -1, 1), help="least cosine of near-duplicates")
     add("--map", default="pca", choices=["pca", "tsne", "umap"], help="layout of the pool on the map")
     add("--map_samples", default=5000, type=number(int, 1), help="pool samples on the map")
-    add(
-        "--gallery_images",
-        default=5000,
-        type=number(int, 1),
-        help="chosen images of each subset that the page shows at most: those that represent most",
-    )
+    most = "chosen images of each subset that the page shows at most: those that represent most"
+    add("--gallery_images", default=5000, type=number(int, 1), help=most)
     add_mask_options(parser.add_argument_group("masks, where every image of the pool has one"))
     add("--seed", default=0, type=seed_number, help="seed of the samples for EMD and map; random subsets use 0, 1, ...")
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")

@@ -15,10 +15,10 @@ from common.command_line import number, seed_number
 from common.errors import InputError
 from common.feature_file import in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
+from common.pool_paths import PoolPaths
 from common.processes import Processes
 from common.subset_file import (
     indices_checksum,
-    is_image_list,
     losses_file,
     note_on_pool,
     provenance_of,
@@ -29,7 +29,7 @@ from common.subset_file import (
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.selection import Selection
 from data_selection.evidence.duplicates import duplicate_of
-from data_selection.sample_tools.subset_export import Exports, add_export_options, read_exports, represented
+from data_selection.sample_tools.subset_export import add_export_options, check_exports, export, represented
 
 Method = Callable[[Pool, int], Selection]
 
@@ -42,29 +42,14 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     add("--output_dir", default="features")
     add("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--percent", default=percent, type=percentage, help="budget in percent of the pool, rounded down"
-    )
+    budget.add_argument("--percent", default=percent, type=percentage, help="budget, percent of the pool, rounded down")
     budget.add_argument("--number", type=number(int, 1), help="budget in images")
-    budget.add_argument(
-        "--nested",
-        type=percentages,
-        metavar="P,P,...",
-        help="several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger",
-    )
-    add(
-        "--labeled_ids",
-        nargs="+",
-        help="JSON lists of samples that have labels, or CSVs (path,label) with some: they count as chosen, beside the "
-        "budget",
-    )
+    nested = "several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger"
+    budget.add_argument("--nested", type=percentages, metavar="P,P,...", help=nested)
+    add("--labeled_ids", nargs="+", help="what has labels, JSON lists or CSVs (path,label): chosen beside the budget")
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
-    add(
-        "--drop_duplicates",
-        type=number(float, above=0, maximum=1),
-        metavar="COSINE",
-        help="of images that are so similar, choose one at most, and none like a labelled one; all stay covered",
-    )
+    alike = "of images that are so similar, choose one at most, and none like a labelled one; all stay covered"
+    add("--drop_duplicates", type=number(float, above=0, maximum=1), metavar="COSINE", help=alike)
     add("--seed", default=0, type=seed_number)
     add_export_options(parser)
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
@@ -113,14 +98,15 @@ class Request:
     """What to choose from, how many, and where to write it.
 
     features (n, d), mapped from the file. budgets: ascending; the subset of each holds the smaller ones. paths: of the
-    JSON of each budget. exports: what else to write. provenance: of the subsets, in the main process.
+    JSON of each budget. images: of the pool, where some are exported. provenance: of the subsets, in the main process.
     """
 
+    args: argparse.Namespace
     features: np.ndarray
     candidates: Candidates
     budgets: list[int]
     paths: list[Path]
-    exports: Exports | None
+    images: PoolPaths | None
     provenance: dict[str, Any]
 
 
@@ -137,12 +123,12 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
         processes.report(f"features of {in_words(description)}")
     budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
     # An empty name, of a shell variable that is not set, is an error and not "none".
-    labeled, notes = (
-        read_labeled_ids(args.labeled_ids, args.feature_path, n) if args.labeled_ids is not None else ([], [])
-    )
+    labeled, notes = read_labeled_ids(args.labeled_ids or (), args.feature_path, n, features)
     excluded = [] if args.exclude_ids is None else read_subset_ids(args.exclude_ids, n, "--exclude_ids")
     Candidates(n, tuple(labeled), tuple(excluded)).check(budgets[-1])
-    for note in (*notes, *notes_on_lists([*(args.labeled_ids or ()), *filter(None, [args.exclude_ids])], features)):
+    if excluded:
+        notes.append(note_on_pool(args.exclude_ids, excluded, n, features=features))
+    for note in filter(None, notes):
         processes.report(note)
     if args.drop_duplicates:
         dropped = near_duplicates(features, args.drop_duplicates, labeled, processes)
@@ -150,22 +136,14 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
         processes.report(f"--drop_duplicates {args.drop_duplicates}: {len(dropped)} of {n} images are like another")
     candidates = Candidates(n, tuple(labeled), tuple(excluded))
     candidates.check(budgets[-1])
-    names = [
-        args.filename or f"{name(budget)}{suffix(candidates, budgets[:position])}.json"
+    paths = [
+        Path(args.output_dir, args.filename or f"{name(budget)}{suffix(candidates, budgets[:position])}.json")
         for position, budget in enumerate(budgets)
     ]
-    paths = [Path(args.output_dir, name) for name in names]
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
-    exports = read_exports(args, n, paths)
+    images = check_exports(args, n, paths)
     provenance = provenance_of(args, features) if processes.is_main else {}
-    return Request(features, candidates, budgets, paths, exports, provenance)
-
-
-def notes_on_lists(files: Sequence[str], features: np.ndarray) -> list[str]:
-    """Which lists of indices are subsets of another pool than that of these features (n, d)."""
-    lists = {path: read_subset_ids(path, len(features)) for path in files if not is_image_list(path)}
-    notes = (note_on_pool(path, ids, len(features), features=features) for path, ids in lists.items())
-    return [*filter(None, notes)]
+    return Request(args, features, candidates, budgets, paths, images, provenance)
 
 
 def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
@@ -202,12 +180,12 @@ def select_subsets(request: Request, method: Method, processes: Processes, unit:
         selection = method(Pool(pool.rows, pool.candidates.beside(chosen), processes), budget - len(chosen))
         chosen = sorted(chosen + selection.indices)
         represents: dict[int, int] = {}
-        if request.exports and request.exports.ranked:
+        if request.args.export_csv or request.args.export_tasks:
             represents = represented(pool, [*request.candidates.labeled, *chosen], unit)
         if processes.is_main:
             write_subset(path, chosen, selection.losses, request)
-            if request.exports:
-                request.exports.write(path, chosen, represents)
+            if request.images:
+                export(request.args, request.images, path, chosen, represents)
     return request.paths[-1]
 
 

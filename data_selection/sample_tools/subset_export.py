@@ -5,7 +5,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 from zlib import crc32
@@ -28,11 +27,7 @@ LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one per line")
-    add(
-        "--export_csv",
-        action="store_true",
-        help="write path,label,represents beside the JSON, labels to be filled in, most representative images first",
-    )
+    add("--export_csv", action="store_true", help="write path,label,represents to fill in, most representative first")
     add("--copy_images", metavar="DIR", help="copy the chosen images there, all into one folder")
     add("--export_tasks", choices=["label-studio"], help="write the chosen images as tasks that the tool imports")
 
@@ -41,66 +36,11 @@ def labels_file(subset: Path) -> Path:
     return subset.with_name(f"{subset.stem}_labels.csv")
 
 
-@dataclass(frozen=True)
-class Exports:
-    """What to write beside the JSON of a subset."""
+def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> PoolPaths | None:
+    """The pool's images, where the options ask to export some.
 
-    paths: bool
-    csv: bool
-    copy_to: Path | None
-    tasks: bool
-    pool: PoolPaths
-
-    @property
-    def ranked(self) -> bool:
-        """Whether it must be known how many images of the pool each chosen one represents."""
-        return self.csv or self.tasks
-
-    def write(self, subset: Path, indices: Sequence[int], represents: dict[int, int]) -> None:
-        """indices: the chosen ones, ascending. represents: for each how many, where `ranked`."""
-        ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
-        paths = self.pool.paths
-        if self.paths:
-            listing = subset.with_name(f"{subset.stem}_paths.txt")
-            with atomic_file(listing) as temporary:  # paths in any encoding
-                temporary.write_bytes(b"".join(os.fsencode(Path(self.pool.root, paths[i])) + b"\n" for i in indices))
-            print(f"wrote the paths of the chosen images to {listing}")
-        if self.csv:
-            rows = [(paths[index], "", represents[index]) for index in ranked]
-            write_image_list(labels_file(subset), CSV_COLUMNS, rows)
-            print(f"wrote {labels_file(subset)}: fill in the column label")
-        if self.tasks:
-            tasks = subset.with_name(f"{subset.stem}_tasks.json")
-            write_json(tasks, [self._task(paths[index], represents[index]) for index in ranked], indent=1)
-            print(
-                f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-                f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={Path(self.pool.root).parent}"
-            )
-        if self.copy_to:
-            self._copy(indices)
-            print(f"copied {len(indices)} images to {self.copy_to}")
-
-    def _task(self, path: str, represents: int) -> dict[str, dict[str, object]]:
-        url = quote(os.fsencode(f"{Path(self.pool.root).name}/{path}"))
-        return {"data": {"image": f"/data/local-files/?d={url}", "path": path, "represents": represents}}
-
-    def _copy(self, indices: Sequence[int]) -> None:
-        names = flat_names([self.pool.paths[index] for index in indices])
-        images = None
-        if self.pool.source:
-            from common.hf_images import HFImages  # an optional package
-
-            images = HFImages(*self.pool.source.values())
-        for index, name in zip(indices, names, strict=True):
-            with atomic_file(self.copy_to / name) as temporary:
-                if images:
-                    temporary.write_bytes(images.content(index))
-                else:
-                    shutil.copyfile(Path(self.pool.root, self.pool.paths[index]), temporary)
-
-
-def read_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> Exports | None:
-    """What the options ask for. Raises: InputError, before any work, when it cannot be done or would lose labels."""
+    Raises: InputError, before any work, when it cannot be done or would lose labels.
+    """
     if not (args.export_paths or args.export_csv or args.copy_images is not None or args.export_tasks):
         return None
     pool = read_pool_paths(args.feature_path, n)
@@ -109,14 +49,59 @@ def read_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> E
     for labels in map(labels_file, subsets) if args.export_csv else ():
         if labels.is_file() and (filled := sum(bool(image.label) for image in read_image_list(labels))):
             raise InputError(f"{labels} holds {filled} labels: move it away, or name the new subset with --filename")
-    copy_to = None
     if args.copy_images is not None:
         if not args.copy_images:
             raise InputError("--copy_images needs the name of a folder")
-        copy_to = make_output_dir(args.copy_images)
-        if not pool.source and copy_to.resolve().is_relative_to(Path(pool.root).resolve()):
-            raise InputError(f"--copy_images {copy_to} is inside the pool {pool.root}, which it would change")
-    return Exports(args.export_paths, args.export_csv, copy_to, bool(args.export_tasks), pool)
+        if not pool.source and Path(args.copy_images).resolve().is_relative_to(Path(pool.root).resolve()):
+            raise InputError(f"--copy_images {args.copy_images} is inside the pool {pool.root}, which it would change")
+        make_output_dir(args.copy_images)
+    return pool
+
+
+def export(
+    args: argparse.Namespace, pool: PoolPaths, subset: Path, indices: Sequence[int], represents: dict[int, int]
+) -> None:
+    """Write what the options ask for beside the JSON of a subset.
+
+    indices: the chosen ones, ascending. represents: for each how many, where a CSV or tasks are asked for.
+    """
+    ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
+    if args.export_paths:
+        listing = subset.with_name(f"{subset.stem}_paths.txt")
+        with atomic_file(listing) as temporary:  # paths in any encoding
+            temporary.write_bytes(b"".join(os.fsencode(Path(pool.root, pool.paths[i])) + b"\n" for i in indices))
+        print(f"wrote the paths of the chosen images to {listing}")
+    if args.export_csv:
+        rows = [(pool.paths[index], "", represents[index]) for index in ranked]
+        write_image_list(labels_file(subset), CSV_COLUMNS, rows)
+        print(f"wrote {labels_file(subset)}: fill in the column label")
+    if args.export_tasks:
+        tasks = subset.with_name(f"{subset.stem}_tasks.json")
+        write_json(tasks, [task(pool, index, represents[index]) for index in ranked], indent=1)
+        print(
+            f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={Path(pool.root).parent}"
+        )
+    if args.copy_images:
+        copy_images(pool, indices, Path(args.copy_images))
+        print(f"copied {len(indices)} images to {args.copy_images}")
+
+
+def task(pool: PoolPaths, index: int, represents: int) -> dict[str, dict[str, object]]:
+    """A task of Label Studio."""
+    path = pool.paths[index]
+    url = quote(os.fsencode(f"{Path(pool.root).name}/{path}"))
+    return {"data": {"image": f"/data/local-files/?d={url}", "path": path, "represents": represents}}
+
+
+def copy_images(pool: PoolPaths, indices: Sequence[int], folder: Path) -> None:
+    data_set = pool.data_set()
+    for index, name in zip(indices, flat_names([pool.paths[index] for index in indices]), strict=True):
+        with atomic_file(folder / name) as temporary:
+            if data_set:
+                temporary.write_bytes(data_set.content(index))
+            else:
+                shutil.copyfile(Path(pool.root, pool.paths[index]), temporary)
 
 
 def represented(pool: Pool, covering: Sequence[int], unit: bool) -> dict[int, int]:

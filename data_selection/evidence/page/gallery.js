@@ -20,9 +20,9 @@ function galleryOrder() {
   const subset = report.subsets[current];
   const all = gallery[current]?.positions ?? subset.ids.map((_, position) => position);
   const by = {
-    most: (a, b) => subset.stands_for[b] - subset.stands_for[a] || a - b,
-    least: (a, b) => subset.stands_for[a] - subset.stands_for[b] || a - b,
-    class: (a, b) => classOf(subset.ids[a]) - classOf(subset.ids[b]) || subset.stands_for[b] - subset.stands_for[a],
+    most: (a, b) => subset.represents[b] - subset.represents[a] || a - b,
+    least: (a, b) => subset.represents[a] - subset.represents[b] || a - b,
+    class: (a, b) => classOf(subset.ids[a]) - classOf(subset.ids[b]) || subset.represents[b] - subset.represents[a],
     index: (a, b) => a - b,
   };
   return [...all].sort(by[byId("sort").value]);
@@ -49,10 +49,10 @@ function drawMore() {
   const subset = report.subsets[current];
   const tiles = listing.order.slice(listing.drawn, listing.drawn + AT_A_TIME).map((chosen) => {
     const index = subset.ids[chosen];
-    const label = [nameOf(index), ...knownOf(index), `represents ${subset.stands_for[chosen]}`].join(", ");
+    const label = [nameOf(index), ...knownOf(index), `represents ${subset.represents[chosen]}`].join(", ");
     const picture = pictureOf(current, chosen) ?? make("span", { class: "picture absent" }, "no image");
     const tile = make("button", { type: "button", class: labeled.has(index) ? "tile labeled" : "tile", "aria-label": label, title: label },
-      picture, make("span", {}, `× ${count(subset.stands_for[chosen])}`));
+      picture, make("span", {}, `× ${count(subset.represents[chosen])}`));
     tile.addEventListener("click", () => openDetails(chosen));
     return tile;
   });
@@ -78,7 +78,7 @@ function openDetails(chosen) {
   const others = subset.nearest[chosen];
   const facts = [
     classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classOf(index)}.`,
-    `It represents ${count(subset.stands_for[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.stands_for[chosen] / report.n)}).`,
+    `It represents ${count(subset.represents[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.represents[chosen] / report.n)}).`,
     ...knownOf(index).map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`),
   ];
   const lead = others.length ? "The nearest of them, and their cosine similarity:" : "No other image of the pool is nearest to it.";

@@ -83,7 +83,7 @@ function drawRepresented(pen, subset, colour) {
 
 function radiusOf(subset, chosen) {
   const usual = subset.k <= 150 ? 5 : subset.k <= 1000 ? 3.2 : 1.8;
-  const weight = Math.sqrt((subset.stands_for[chosen] * subset.k) / report.n);
+  const weight = Math.sqrt((subset.represents[chosen] * subset.k) / report.n);
   return usual * Math.min(2, Math.max(0.6, weight));
 }
 

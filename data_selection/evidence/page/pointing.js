@@ -26,7 +26,7 @@ function describe(found) {
   if (!found) return;
   const { subset } = view;
   const index = subset.ids[found.chosen];
-  const represents = `represents ${count(subset.stands_for[found.chosen])} of ${count(report.n)} pool images`;
+  const represents = `represents ${count(subset.represents[found.chosen])} of ${count(report.n)} pool images`;
   const own = map.index[found.place];
   const lines = own === index
     ? [nameOf(index), `chosen, ${represents}`]

@@ -1,0 +1,119 @@
+"""From pool samples to prototypes, which start there, and back: each takes the sample most similar to it."""
+
+import random
+
+import torch
+from torch import Tensor
+
+from common.progress import progress_bar
+from data_selection.activeft.pool import FEWEST_ROWS, Candidates, Pool, chunks
+
+PROTOTYPES_AT_A_TIME = 512
+CHUNK_ELEMENTS = 1 << 21  # similarities held at once
+RANKED = 8  # samples that are ranked for each prototype
+
+
+def random_samples(candidates: Candidates, k: int, seed: int) -> list[int]:
+    """k samples without replacement, in the order drawn: what the published code draws after random.seed(seed).
+
+    Beside labelled samples the draw is another one: they may have been drawn with the same seed, and the same numbers
+    would then lead to their neighbours in the pool.
+    """
+    labeled = len(candidates.labeled)
+    generator = random.Random(f"{seed} after {labeled}" if labeled else seed)
+    return generator.sample(candidates.open_indices(), k)
+
+
+def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", progress: bool = False) -> list[int]:
+    """Farthest point sampling: always the sample farthest from all chosen so far, and from the labelled ones.
+
+    Without labelled samples the first is drawn at random.
+
+    Args:
+        pool: unit rows for the cosine distance.
+        distance: euclidean or cosine. On unit rows |a - b|^2 = 2 (1 - a . b), so both order the samples alike; they
+            differ in rounding only, which decides between samples that are equally far.
+    Returns:
+        k distinct indices, in the order chosen; the first index on ties.
+    """
+    features, processes = pool.rows, pool.processes
+    squared_norms = features.square().sum(dim=1)  # (n,)
+    to_chosen = torch.full((len(features),), torch.inf, device=features.device)
+    to_chosen[pool.closed()] = -torch.inf
+
+    def come_nearer(newest: int) -> None:
+        row = pool.rows_of([newest])[0]  # (d,)
+        products = features @ row  # (n, d) x (d,) -> (n,)
+        if distance == "euclidean":
+            to_newest = (squared_norms + row @ row - 2 * products).clamp_min(0).sqrt()
+        else:
+            to_newest = 1 - products
+        torch.minimum(to_chosen, to_newest, out=to_chosen)
+        if 0 <= newest - pool.first < len(features):
+            to_chosen[newest - pool.first] = -torch.inf  # duplicates of it are at distance 0, itself is out
+
+    for labeled in pool.candidates.labeled:
+        come_nearer(labeled)
+    chosen: list[int] = []
+    for _ in progress_bar(range(k), desc="farthest points", disable=not progress):
+        if not chosen and not pool.candidates.labeled:
+            chosen += random_samples(pool.candidates, 1, seed)
+        else:
+            farthest = to_chosen.argmax()
+            winner = int(processes.gather(to_chosen[farthest]).argmax())  # (size,)
+            chosen.append(int(processes.gather(farthest + pool.first)[winner]))
+        come_nearer(chosen[-1])
+    return chosen
+
+
+def match_prototypes(pool: Pool, centres: Tensor, ranked: int = RANKED) -> list[int]:
+    """For j = 0 .. k-1 in order, the sample most similar to c_j that can be chosen and that no earlier prototype took.
+
+    Only each prototype's best few free samples are ranked, for some prototypes at a time; a whole row is looked at
+    again where others of these prototypes took them all.
+
+    Args:
+        pool: unit rows (n, d), of which at least k can be chosen.
+        centres: rows (k, d). The most similar unit row has the largest product with c_j, and is the nearest to it.
+        ranked: how many samples are ranked for each prototype; it does not change the result.
+    Returns:
+        k distinct indices into the pool, in the order of the prototypes.
+    """
+    taken = pool.closed()
+    chosen: dict[int, None] = {}  # in order
+
+    def best_free(some: Tensor, m: int) -> list[list[int]]:
+        similarity, rows = most_similar_free(pool.rows, some, taken, m)
+        similarity = pool.processes.gather(similarity).transpose(0, 1).flatten(1)  # (some, processes * m)
+        rows = pool.processes.gather(rows + pool.first).transpose(0, 1).flatten(1)
+        # A process with fewer than m free samples fills up with -inf: those rank last, and are left out.
+        order = similarity.sort(dim=1, descending=True, stable=True)
+        indices = rows.gather(1, order.indices)[:, :m]
+        known = order.values[:, :m].isfinite()
+        return [row[mask].tolist() for row, mask in zip(indices.cpu(), known.cpu(), strict=True)]
+
+    for some in centres.split(PROTOTYPES_AT_A_TIME):
+        for centre, best in zip(some, best_free(some, ranked), strict=True):
+            free = next((index for index in best if index not in chosen), None)
+            if free is None:
+                free = best_free(centre[None], 1)[0][0]
+            chosen[free] = None
+            if 0 <= free - pool.first < len(taken):
+                taken[free - pool.first] = True
+    return list(chosen)
+
+
+def most_similar_free(features: Tensor, centres: Tensor, taken: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """For each centre the m samples not taken that are most similar to it, a chunk of samples at a time.
+
+    Returns: similarities (k, m), descending, -inf where fewer are free, and rows of `features` (k, m).
+    """
+    k, n = len(centres), len(features)
+    best = torch.full((k, m), -torch.inf, device=centres.device)
+    best_rows = torch.zeros((k, m), dtype=torch.int64, device=centres.device)
+    for rows in chunks(n, max(FEWEST_ROWS, CHUNK_ELEMENTS // k)):
+        similarity = (centres @ features[rows].T).masked_fill_(taken[rows], -torch.inf)  # (k, d) x (d, chunk)
+        values, positions = similarity.topk(min(m, similarity.shape[1]), dim=1)
+        best, order = torch.cat([best, values], dim=1).topk(m, dim=1)
+        best_rows = torch.cat([best_rows, positions + rows.start], dim=1).gather(1, order)
+    return best, best_rows
