@@ -6,6 +6,8 @@ import io
 import math
 import pickle
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -36,14 +38,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} is not there")
+        raise InputError(f"checkpoint {path} is {'a folder' if path.is_dir() else 'not there'}")
     kind = kind_of_file(path) or ""
     is_torch = "zip archive" in kind or "pickle" in kind
     try:
         if "safetensors" in kind or (path.suffix == ".safetensors" and not is_torch):
             return safetensors.torch.load_file(path)
         # The published checkpoints keep their options in a Namespace, which is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file, quiet():
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if kind and not is_torch:
@@ -53,12 +55,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "code when unpickled; save its state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
         reason = kind if kind and not is_torch and "safetensors" not in kind else reason
         raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     return checkpoint
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warning of old pickles, which come to one error anyway where they are no plain tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def download_checkpoint(url: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from common.files import kind_of_file, read_json, write_json
 from common.pool_paths import PoolImage
 
 ROWS_AT_A_TIME = 65536
+MOST_CLASSES = 2**24  # whole numbers are exact in float32 up to here
 
 
 def unfinished(path: Path) -> Path:
@@ -35,7 +36,7 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
     path = Path(path)
     if not path.is_file():
         hint = f"; {unfinished(path)} is unfinished: extract with --resume" if unfinished(path).is_file() else ""
-        raise InputError(f"feature file {path} is not there{hint}")
+        raise InputError(f"feature file {path} is {'a folder' if path.is_dir() else 'not there'}{hint}")
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -57,10 +58,11 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
         raise InputError(
             f"feature file {path}: row {int(np.argmin(np.isfinite(column)))} has no finite label (last column)"
         )
-    whole = column == column.round()
+    whole = (column == column.round()) & (abs(column) < MOST_CLASSES)
     if not whole.all():
         row = int(np.argmin(whole))
-        raise InputError(f"feature file {path}: the last column is the label, and that of row {row} is {column[row]:g}")
+        wrong = f"the last column is the label, and that of row {row} is {column[row]:g}"
+        raise InputError(f"feature file {path}: {wrong}; of features alone, --no-labels")
     return table[:, :-1], column.astype(np.int64)
 
 

@@ -57,10 +57,26 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
         temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
+def check_given(option: str, path: str | Path) -> None:
+    """Raises InputError where a file that an option names is not there; an https:// address is looked at later."""
+    if not str(path).startswith("https://") and not Path(path).is_file():
+        raise InputError(f"{option} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")
+
+
+def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raises InputError where a file that is to be written is a folder, or one of those that are read."""
+    inputs = [Path(path) for path in inputs if Path(path).is_file()]
+    for output in outputs:
+        if output.is_dir():
+            raise InputError(f"cannot write {output}: it is a folder")
+        if output.exists() and any(output.samefile(path) for path in inputs):
+            raise InputError(f"{output} is read by this command, which would overwrite it: give another name")
+
+
 def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file. Raises InputError, with `what` the file is for, when it is missing or is no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -126,7 +142,8 @@ def make_output_dir(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write into the output folder {folder}: {error.strerror}") from None
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"cannot write into the output folder {folder}: {reason}") from None
     return folder
 
 

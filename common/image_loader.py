@@ -136,6 +136,21 @@ class ImagesOrBlack(Dataset):
         return pixels, label, True
 
 
+def reason_unreadable(pool: Dataset, row: int) -> str:
+    """Why an image of a pool cannot be used."""
+    try:
+        pool[row]
+    except InputError as error:
+        return str(error).removesuffix("; repair or remove it")
+    return f"{image_name(pool, row)} could not be read before: it can be now"
+
+
+def image_name(pool: Dataset, row: int) -> str:
+    if hasattr(pool, "samples"):
+        return pool.samples[row][0]
+    return pool.names[row] if hasattr(pool, "names") else f"image {row} of the pool"
+
+
 def missing_batches(
     images: Dataset,
     input_size: int,

@@ -6,6 +6,7 @@ Whatever a file holds, an image is 8-bit RGB, or an error of one line.
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10, CIFAR100
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+OTHER_FORMATS = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 Transform = Callable[[Image.Image], Any]
 Loader = Callable[[str], Image.Image]
 Samples = list[tuple[str, int]]
@@ -190,6 +192,14 @@ def images_below(folder: str) -> list[str]:
         subfolders[:] = (name for name in subfolders if not is_hidden(name))
         found.append((inside, [f"{inside}{os.sep}{name}" for name in sorted(files) if is_image(name)]))
     return [path for _, paths in sorted(found) for path in paths]
+
+
+def note_on_other_formats(folder: Path) -> str | None:
+    """Which images below a folder are of formats that are not read, in one line; None where there are none."""
+    names = (name.lower() for _, _, files in os.walk(folder) for name in files if not is_hidden(name))
+    counts = Counter(os.path.splitext(name)[1] for name in names if name.endswith(OTHER_FORMATS))  # noqa: PTH122
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"left out of {folder}: {kinds}; convert them to JPEG or PNG if they belong to it" if kinds else None
 
 
 def is_hidden(name: str) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_list import ListedImage, some
@@ -115,6 +117,22 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     ):
         raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
     return PoolPaths(root, paths, sizes, classes, listed.get("source"))
+
+
+def numbered_alike(feature_path: str | Path, other_path: str | Path, labels: np.ndarray) -> np.ndarray:
+    """The labels (m,) of another feature file, with the numbers that the classes of those names have in the first.
+
+    A split that lacks a class numbers the ones after it differently. A class that the first lacks gets a number of its
+    own. Where the names are not known, as for CIFAR, the numbers stay.
+    """
+    ours, theirs = (
+        read_json(file, "list of image paths").get("classes", []) if (file := paths_file(Path(path))).is_file() else []
+        for path in (feature_path, other_path)
+    )
+    if not ours or not theirs or ours == theirs:
+        return labels
+    number = {name: label for label, name in enumerate(dict.fromkeys([*ours, *theirs]))}
+    return np.array([number[theirs[label]] for label in labels], dtype=np.int64)
 
 
 def write_pool_paths(feature_path: Path, pool: PoolPaths) -> None:

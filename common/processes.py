@@ -127,9 +127,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].split(". ")[0][:150]
+        raise InputError(f"--device {name} cannot be used here, cpu can: {reason}") from None
     return device
 
 

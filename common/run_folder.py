@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -107,8 +108,9 @@ class RunFolder:
         self.log_path = self.path / "log.txt"
         for unfinished in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
             unfinished.unlink()
-        for name in ("summary.json", *CHECKPOINTS * fresh):  # of the run before, until this one has its own
-            (self.path / name).unlink(missing_ok=True)
+        if fresh:
+            self._keep_previous()
+        (self.path / "summary.json").unlink(missing_ok=True)  # of the run before, until this one has its own
         lines = self.log_path.read_text().splitlines(keepends=True) if self.log_path.is_file() else []
         with atomic_file(self.log_path) as temporary:
             temporary.write_text("".join(line for line in lines if _is_before(line, counter, start)))
@@ -116,6 +118,21 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
             self.tensorboard = SummaryWriter(str(self.path), purge_step=start)
+
+    def _keep_previous(self) -> None:
+        """Move the checkpoints of another run out of the way, with a copy of its log and its summary."""
+        kept = [self.path / name for name in CHECKPOINTS if (self.path / name).is_file()]
+        if not kept:
+            return
+        previous = self.path / "previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.mkdir()
+        for file in (self.log_path, self.path / "summary.json"):
+            if file.is_file():
+                shutil.copy(file, previous)
+        for checkpoint in kept:
+            checkpoint.replace(previous / checkpoint.name)
+        self.processes.report(f"{self.path} held another run: its checkpoints, log and summary are in {previous} now")
 
     def append_to_log(self, entry: dict[str, Any]) -> None:
         if self.path is None:

@@ -19,8 +19,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, add_model_kwargs_option, number, run
 from common.errors import InputError
-from common.feature_file import unfinished
-from common.files import make_output_dir, scene_folder, scenes_name, split_folder
+from common.files import check_given, make_output_dir, scene_folder, scenes_name, split_folder
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 
@@ -66,8 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for option, dataset in (("no_labels", "Folder"), ("image_column", "HF")):
         if getattr(args, option) and args.dataset != dataset:
             raise InputError(f"--{option} goes with --dataset {dataset}, not with {args.dataset}")
-    if args.pretrained_weights and not Path(args.pretrained_weights).is_file():
-        raise InputError(f"checkpoint {args.pretrained_weights} is not there")
+    if args.pretrained_weights:
+        check_given("--pretrained_weights", args.pretrained_weights)
     return args
 
 
@@ -111,9 +110,6 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     name, root = pool_location(args)
     path = make_output_dir(args.output_dir) / f"{name}{args.extra_name}{args.split}.npy"
-    if args.resume and path.is_file() and not unfinished(path).is_file():
-        print(f"{path} is finished: nothing to resume; without --resume it is extracted again")
-        return path
     from data_selection.extraction import extract_features  # torch, timm: seconds to load
 
     extract_features(args, root, path)

@@ -13,12 +13,28 @@ from torchvision.transforms import InterpolationMode
 
 from common.checkpoints import weights_checksum
 from common.errors import InputError
-from common.feature_file import FeatureFile, description_file, in_words
+from common.feature_file import (
+    FeatureFile,
+    description_file,
+    difference,
+    in_words,
+    read_description,
+    read_features,
+    unfinished,
+)
 from common.files import atomic_file, locked, write_json
-from common.image_loader import missing_batches
-from common.images import cifar, class_folders, image_folder, image_list, image_tree, open_rgb
+from common.image_loader import image_name, missing_batches, reason_unreadable
+from common.images import (
+    cifar,
+    class_folders,
+    image_folder,
+    image_list,
+    image_tree,
+    note_on_other_formats,
+    open_rgb,
+)
 from common.networks import normalised
-from common.pool_paths import PoolPaths, pool_images, write_pool_paths
+from common.pool_paths import PoolPaths, paths_file, pool_images, read_pool_paths, write_pool_paths
 from common.processes import Processes, amp_dtype_of, autocast, launched
 from common.scenes import scene_images
 from data_selection.backbones import VITS, Backbone, build_backbone
@@ -73,9 +89,15 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         described = backbone.describe()
         stamps = pool_images(folder_of(root), pool) if processes.is_main else None
         file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps)
+        if args.dataset == "Folder" and (note := note_on_other_formats(root)):
+            processes.report(note)
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
+        if args.resume and path.is_file() and not unfinished(path).is_file():
+            processes.from_main(lambda: check_finished(file, described))
+            processes.report(f"{path} is finished: nothing to resume; without --resume it is extracted again")
+            return
         processes.from_main(lambda: file.prepare(args.resume))
         file.open()
         amp = amp_dtype(args.amp, processes)
@@ -83,6 +105,20 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         processes.barrier()  # all rows are written
         if processes.is_main:
             finish(file, pool, root, described)
+
+
+def check_finished(file: FeatureFile, described: dict[str, Any]) -> None:
+    """Raises InputError when a finished feature file is of other images, or other features, than it would be now."""
+    n = len(read_features(file.path)[0])
+    differs = difference(described, read_description(file.path))
+    if n != file.shape[0]:
+        differs = f"{n} images instead of {file.shape[0]}"
+    elif not differs and file.images and paths_file(file.path).is_file():
+        before = read_pool_paths(file.path, n)
+        now = [(image.path, image.size) for image in file.images]
+        differs = "other images" if now != [*zip(before.paths, before.sizes, strict=False)] else None
+    if differs:
+        raise InputError(f"--resume: {file.path} is finished, and has {differs}: leave --resume out to extract it anew")
 
 
 def folder_of(root: Path) -> Path:
@@ -151,7 +187,7 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
     listing = file.path.with_name(f"{file.path.stem}_unreadable.txt")
     missing = file.missing_rows()
     if missing:
-        errors = [reason(pool, row) for row in missing]
+        errors = [reason_unreadable(pool, row) for row in missing]
         with atomic_file(listing) as temporary:
             temporary.write_text("".join(f"{error}\n" for error in errors), errors="surrogateescape")
         more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
@@ -169,18 +205,3 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
     file.finish()
     listing.unlink(missing_ok=True)
     print(f"wrote {file.path}")
-
-
-def reason(pool: Dataset, row: int) -> str:
-    """Why an image cannot be read."""
-    try:
-        pool[row]
-    except InputError as error:
-        return str(error).removesuffix("; repair or remove it")
-    return f"{image_name(pool, row)} could not be read before: it can be now"
-
-
-def image_name(pool: Dataset, row: int) -> str:
-    if hasattr(pool, "samples"):
-        return pool.samples[row][0]
-    return pool.names[row] if hasattr(pool, "names") else f"image {row} of the pool"

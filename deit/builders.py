@@ -56,10 +56,11 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
     distinct = min(n, -(-draws // REPEATS)) if args.repeated_aug else n
     recipe = (
         f"recipe: {total} images per update at lr {scaled_lr(args, total):g}; an epoch is {plan.updates} update(s), "
-        f"{draws} draws of {distinct} of the {n} images"
     )
     if len(data.unlabelled):
-        recipe += f": {len(data.train)} labelled ones, {data.repeats} times each, and {len(data.unlabelled)} unlabelled"
+        recipe += f"{len(data.train)} labelled images, {data.repeats} times each, and {len(data.unlabelled)} unlabelled"
+    else:
+        recipe += f"{draws} draws of {distinct} of the {n} images"
     if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"

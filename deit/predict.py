@@ -11,7 +11,9 @@ images of smallest margin, as a CSV to be labelled next.
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
 from common.feature_file import FeatureFile
-from common.files import locked, make_output_dir
+from common.files import check_given, check_spares, locked, make_output_dir
 from common.image_list import labelled_images, some, write_image_list
 from common.pool_paths import pool_images
 
@@ -49,12 +51,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.labels and not args.least_certain:
         raise InputError("--labels goes with --least_certain: what is labelled already is left out of that")
+    output = Path(args.output)
+    if not output.name:
+        raise InputError(f"--output {args.output!r} names no file")
+    check_given("--checkpoint", args.checkpoint)
+    check_spares([output, least_certain_file(output)], [args.checkpoint, args.data_path, *args.labels])
     labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
     return args
 
 
-def write_predictions(args: argparse.Namespace, table: np.ndarray, names: list[str], classes: list[str]) -> None:
-    """Write the CSV, and what is least certain if asked for. table (n, 4), NaN where an image cannot be read."""
+def least_certain_file(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_least_certain.csv")
+
+
+def write_predictions(
+    args: argparse.Namespace, table: np.ndarray, names: list[str], classes: list[str], why: Callable[[int], str]
+) -> None:
+    """Write the CSV, and what is least certain if asked for.
+
+    table: (n, 4), NaN where an image cannot be used, which `why` says of a row. Raises InputError where none can.
+    """
     output, margins = Path(args.output), table[:, PROBABILITY] - table[:, NEXT_PROBABILITY]
 
     def columns(row: int) -> tuple[str, ...]:
@@ -62,15 +78,18 @@ def write_predictions(args: argparse.Namespace, table: np.ndarray, names: list[s
         return classes[int(first)], f"{probability:.4f}", classes[int(second)], f"{margins[row]:.4f}"
 
     unreadable = np.isnan(margins)
+    if unreadable.all():
+        raise InputError(f"none of the {len(names)} images can be used: {why(0)}")
     rows = ((name, *([""] * 4 if unreadable[row] else columns(row))) for row, name in enumerate(names))
     write_image_list(output, COLUMNS, rows)
     print(f"wrote the labels of {len(names) - unreadable.sum()} of {len(names)} images to {output}")
     if unreadable.any():
-        print(f"{some([names[row] for row in unreadable.nonzero()[0]])} images cannot be read: they have no label")
+        without = unreadable.nonzero()[0]
+        print(f"{some([names[row] for row in without])} images cannot be used and have no label: {why(without[0])}")
     if args.least_certain:
         known = {image.path for image in labelled_images(args.labels, "--labels")}
         order = [row for row in np.argsort(margins, kind="stable") if not unreadable[row] and names[row] not in known]
-        listing = output.with_name(f"{output.stem}_least_certain.csv")
+        listing = least_certain_file(output)
         write_image_list(listing, TO_LABEL, ((names[row], "", *columns(row)) for row in order[: args.least_certain]))
         print(f"wrote {listing}: fill in the column label")
 
@@ -79,7 +98,8 @@ def main(argv: list[str] | None = None) -> Path:
     """Returns: the path of the CSV."""
     args = parse_args(argv)
     from common.checkpoints import weights_checksum  # with torch and timm, seconds to load
-    from common.image_loader import missing_batches
+    from common.image_loader import missing_batches, reason_unreadable
+    from common.images import note_on_other_formats
     from common.networks import input_size
     from common.processes import amp_dtype_of, launched
     from common.run_folder import read_trained
@@ -94,6 +114,8 @@ def main(argv: list[str] | None = None) -> Path:
         size = input_size(options)
         with processes.main_first():
             images, names, root = unlabelled_images(args, size, eval_transform(size))
+        if root.is_dir() and (note := note_on_other_formats(root)):
+            processes.report(note)
         settings = {
             "weights": weights_checksum(model.state_dict()),
             "images_of": getattr(images, "identity", None) or str(root),
@@ -112,7 +134,8 @@ def main(argv: list[str] | None = None) -> Path:
             file.write(rows, probable, np.zeros(len(rows)))
         processes.barrier()  # all rows are written
         if processes.is_main:
-            write_predictions(args, np.asarray(file.table[:, :4]), names, trained["classes"])
+            why = partial(reason_unreadable, images)
+            write_predictions(args, np.asarray(file.table[:, :4]), names, trained["classes"], why)
             file.discard()
     return output
 

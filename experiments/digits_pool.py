@@ -17,6 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import ArgumentParser, run
+from common.errors import InputError
 
 IMAGE_SIZE = 32
 VAL_FRACTION = 0.2
@@ -30,6 +31,8 @@ def write_digits_pool(folder: Path) -> None:
     """
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} holds something else: give a folder that is not there yet")
     from sklearn.datasets import load_digits  # slow to load
     from sklearn.model_selection import train_test_split
 
@@ -52,7 +55,9 @@ def write_digits_pool(folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Write the handwritten digits as an image folder.")
     parser.add_argument("folder", type=Path, help="folder to create, e.g. data/digits")
-    write_digits_pool(parser.parse_args(argv).folder)
+    folder = parser.parse_args(argv).folder
+    write_digits_pool(folder)
+    print(f"{folder} holds the digits: train/ and val/")
 
 
 if __name__ == "__main__":

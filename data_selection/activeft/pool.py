@@ -54,6 +54,8 @@ class Candidates:
         left = len(self.open_indices())
         if not left:
             raise InputError(f"nothing is left to choose: all {self.n} samples are labelled or excluded")
+        if type(budget) is not int:
+            raise InputError(f"a budget is a whole number of samples, not {budget!r}")
         if not 1 <= budget <= left:
             kept = f", of which {self.n - left} are labelled or excluded" if left < self.n else ""
             raise InputError(
@@ -125,7 +127,7 @@ def read_rows(
         bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
         if bad.any():
             row = int(bad.int().argmax())
-            what = "all zero" if norms[row] == 0 else "not finite"
+            what = "all zero" if norms[row] == 0 else "not finite, or too large"
             row += first + piece.start
             raise InputError(f"row {row} of the features is {what}: extract that image again, or leave it out")
         if unit:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import InputError
 from common.processes import Processes, pick_device
 from common.progress import progress_bar
 from data_selection.activeft.assignment import NearestPrototypes
@@ -142,6 +143,8 @@ def optimise(
         if shown and (iteration % 10 == 0 or iteration == settings.max_iter - 1):
             bar.set_postfix(loss=f"{losses[iteration]:.4f}")
     prototypes = F.normalize(theta, dim=1)
+    if not prototypes.isfinite().all():
+        raise InputError(f"the optimisation diverged: temperature {tau:g} is too low, or lr {settings.lr:g} too high")
     if observe:
         observe(settings.max_iter, prototypes)
     return Selection(sorted(match_prototypes(pool, prototypes)), losses.tolist(), prototypes)

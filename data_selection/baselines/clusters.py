@@ -1,10 +1,12 @@
 """K-means clusters of a pool, and the baselines that choose from each of them: K-means itself, TypiClust and USL."""
 
+import warnings
 from itertools import islice, zip_longest
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from common.progress import progress_bar
@@ -32,7 +34,9 @@ def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None =
         kmeans = MiniBatchKMeans(count, n_init=1, batch_size=minibatch, random_state=seed)
     else:
         kmeans = KMeans(count, n_init=1, max_iter=ITERATIONS, random_state=seed)
-    kmeans.fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of samples that are equal
+        kmeans.fit(rows)
     cluster = torch.from_numpy(kmeans.labels_.astype(np.int64)).to(features.device)
     return cluster, torch.from_numpy(kmeans.cluster_centers_).to(features)
 

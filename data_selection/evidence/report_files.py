@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import InputError
 from common.feature_file import difference, in_words, read_description, read_features
 from common.files import atomic_file, make_output_dir, write_json
-from common.pool_paths import PoolPaths, paths_file, read_pool_paths
+from common.pool_paths import PoolPaths, numbered_alike, paths_file, read_pool_paths
 from common.processes import pick_device
 from common.subset_file import losses_file, note_on_pool, read_subset_ids
 from data_selection.activeft.pool import read_rows
@@ -36,10 +36,14 @@ PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the
 
 
 class Subset(NamedTuple):
-    """ids: distinct, ascending. losses: of the optimisation that chose them, None where one was not finite."""
+    """chosen: as the file lists them. ids: with what had labels before, distinct, ascending.
+
+    losses: of the optimisation that chose them, None where one was not finite.
+    """
 
     name: str
     path: Path
+    chosen: list[int]
     ids: tuple[int, ...]
     losses: list[float | None]
 
@@ -62,7 +66,7 @@ def write_report(args: argparse.Namespace) -> Path:
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     listed = read_pool_paths(args.feature_path, n) if paths_file(Path(args.feature_path)).is_file() else None
-    for note in (note_on_pool(of.path, of.ids, n, listed.paths if listed else (), features) for of in subsets):
+    for note in (note_on_pool(of.path, of.chosen, n, listed.paths if listed else (), features) for of in subsets):
         if note:
             print(note)
     paths = listed.files() if listed else None
@@ -151,9 +155,10 @@ def read_subsets(paths: Sequence[str], feature_path: str, n: int, labeled: Seque
     distinct = list(dict.fromkeys(map(Path, paths)))
     names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, distinct, strict=True)]
+    chosen = [read_subset_ids(path, n) for path in distinct]
     return [
-        Subset(name, path, tuple(sorted({*read_subset_ids(path, n), *labeled})), read_losses(path))
-        for name, path in zip(names, distinct, strict=True)
+        Subset(name, path, ids, tuple(sorted({*ids, *labeled})), read_losses(path))
+        for name, path, ids in zip(names, distinct, chosen, strict=True)
     ]
 
 
@@ -185,7 +190,7 @@ def read_held_out(path: str, feature_path: str, d: int, labels: np.ndarray | Non
         raise InputError("--eval_feature_path needs a label for every sample of the pool, and some are -1 (unknown)")
     if known_labels(held_out_labels) is None:
         raise InputError(f"--eval_feature_path {path} needs a label for every sample, and some are -1 (unknown)")
-    return features, held_out_labels
+    return features, numbered_alike(feature_path, path, held_out_labels)
 
 
 def drawn_images(pool: PoolPaths, subsets: Sequence[Subset]) -> Thumbnails | None:

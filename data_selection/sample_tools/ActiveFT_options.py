@@ -22,11 +22,11 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     add("--temperature", default=0.07, type=number(float, above=0), help="tau")
     add("--threshold", default=0.0001, type=float, help="accepted for compatibility; has no effect")
     add("--max_iter", default=max_iter, type=number(int, 1))
-    add("--lr", default=0.001, type=number(float, above=0), help="learning rate of Adam")
+    add("--lr", default=0.001, type=number(float, above=0, maximum=1e6), help="learning rate of Adam")
     add("--init", default="random", choices=["random", "fps"], help="fps is farthest point sampling")
     add("--distance", default="euclidean", choices=["euclidean", "cosine"], help="distance used by --init fps only")
     add("--scheduler", default="none", choices=["none", "cosine"], help="of the learning rate")
-    add("--balance", default=1.0, type=number(float, 0), help="lambda, weight of the repulsion")
+    add("--balance", default=1.0, type=number(float, 0, maximum=1e6), help="lambda, weight of the repulsion")
     add("--reference", action="store_true", help="run activeft/reference.py, the paper in plain code, on a small pool")
     parser.set_defaults(batch_size=None, chunk=None)  # the whole pool at every iteration
     return parser

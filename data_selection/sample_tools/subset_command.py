@@ -1,6 +1,7 @@
 """What all selection scripts share: the options of pool and budget, the loop over budgets, and the files written."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,14 +14,15 @@ import torch
 
 from common.command_line import number, seed_number
 from common.errors import InputError
-from common.feature_file import in_words, read_description, read_features
-from common.files import atomic_file, make_output_dir, write_json
-from common.pool_paths import PoolPaths
+from common.feature_file import description_file, in_words, read_description, read_features
+from common.files import atomic_file, check_spares, make_output_dir, write_json
+from common.pool_paths import PoolPaths, paths_file
 from common.processes import Processes
 from common.subset_file import (
     indices_checksum,
     losses_file,
     note_on_pool,
+    provenance_file,
     provenance_of,
     read_labeled_ids,
     read_subset_ids,
@@ -29,7 +31,13 @@ from common.subset_file import (
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.selection import Selection
 from data_selection.evidence.duplicates import duplicate_of
-from data_selection.sample_tools.subset_export import add_export_options, check_exports, export, represented
+from data_selection.sample_tools.subset_export import (
+    LONGEST_NAME,
+    add_export_options,
+    check_exports,
+    export,
+    represented,
+)
 
 Method = Callable[[Pool, int], Selection]
 
@@ -118,8 +126,10 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     if args.filename and args.nested:
         raise InputError("--filename names one file, and --nested writes several: leave one of them out")
     features, _ = read_features(args.feature_path, labels=not args.no_labels)
-    n = len(features)
+    n, d = features.shape
     if description := read_description(args.feature_path):
+        if args.no_labels and description["d"] != d:
+            raise InputError(f"{args.feature_path} has {description['d']} features and a label: leave out --no-labels")
         processes.report(f"features of {in_words(description)}")
     budgets = [args.number] if args.number else nested_budgets(n, args.nested or [args.percent])
     # An empty name, of a shell variable that is not set, is an error and not "none".
@@ -140,10 +150,24 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
         Path(args.output_dir, args.filename or f"{name(budget)}{suffix(candidates, budgets[:position])}.json")
         for position, budget in enumerate(budgets)
     ]
+    check_names(args, paths)
     make_output_dir(paths[-1].parent)  # --filename may name a folder as well
     images = check_exports(args, n, paths)
     provenance = provenance_of(args, features) if processes.is_main else {}
     return Request(args, features, candidates, budgets, paths, images, provenance)
+
+
+def check_names(args: argparse.Namespace, subsets: Sequence[Path]) -> None:
+    """Raises InputError where a file that will be written has no possible name, or is one that is read."""
+    for subset in subsets:
+        if len(os.fsencode(subset.name)) > LONGEST_NAME:
+            raise InputError(f"the name {subset.name} is too long for a file: give a shorter one with --filename")
+    feature_file = Path(args.feature_path)
+    lists = [*(args.labeled_ids or ()), args.exclude_ids, getattr(args, "core_ids", None)]
+    check_spares(
+        [file for subset in subsets for file in (subset, losses_file(subset), provenance_file(subset))],
+        [feature_file, description_file(feature_file), paths_file(feature_file), *filter(None, lists)],
+    )
 
 
 def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
