@@ -45,10 +45,7 @@ DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deits
 
 @dataclass(frozen=True)
 class Protocol:
-    """The comparison on one data set.
-
-    What is not given here is as in the published protocol, with DINO's ViT-S/16.
-    """
+    """The comparison on one data set; by default as published, with DINO's ViT-S/16."""
 
     dataset: str  # of extract_feature.py
     data_set: str  # the same of main.py
@@ -69,7 +66,7 @@ class Protocol:
     data_path: Path = ROOT / "data_selection" / "data"
     pool_script: str = ""  # writes the pool, where it is not given
     val_split: str = "val"  # what scores are measured on
-    device: str = ""  # an option of all scripts; where there is none, each command has a GPU, if there are any
+    device: str = ""  # an option of the scripts; where there is none, each command has a GPU, if there are any
     trainer: str = "deit"  # the folder of the main.py that finetunes
     metric: str = "acc1"  # its score in summary.json
     score: str = "top-1 accuracy"  # the same in words

@@ -35,15 +35,14 @@ def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
     return columns
 
 
-def differences_of(results: Iterable[Result], first: str, second: str) -> dict[float, Column]:
+def differences_of(results: Sequence[Result], first: str, second: str) -> dict[float, Column]:
     """{budget: {method: how much higher the first readout is than the second, of the same labels, one per seed}}."""
-    results = list(results)
     scores = {result.cell: result.score for result in results}
-    both = [
-        replace(result, score=result.score - scores[other])
-        for result in results
-        if result.cell.readout == first and (other := replace(result.cell, readout=second)) in scores
-    ]
+    both = []
+    for result in results:
+        other = replace(result.cell, readout=second)
+        if result.cell.readout == first and other in scores:
+            both.append(replace(result, score=result.score - scores[other]))
     return columns_of(both).get(first, {})
 
 
