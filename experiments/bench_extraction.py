@@ -9,13 +9,16 @@ ready: no loop is faster, whatever reads the files. Figures are medians; "cores"
 loops, workers included, which hardly depends on what else the machine does.
 """
 
+import argparse
 import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +37,9 @@ from common.feature_file import FeatureFile
 from common.processes import Processes, passes, pick_device
 from data_selection.extract_feature import parse_args
 
+if TYPE_CHECKING:
+    from data_selection.backbones import Backbone
+
 DISTINCT = 16  # files of each kind, each under several names
 KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}
 
@@ -44,15 +50,39 @@ def write_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> 
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
+def write_photos(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        photo = folder / f"{index:05d}.{suffix}"
+        if index < DISTINCT:
+            write_photo(photo, size, rng)
+        else:  # a large one takes longer to write than to read
+            photo.hardlink_to(photo.with_stem(f"{index % DISTINCT:05d}"))
+
+
 @torch.inference_mode()
-def plain_loop(network: torch.nn.Module, pool: Dataset, batch_size: int, workers: int, device: torch.device) -> None:
+def plain_loop(network: torch.nn.Module, pool: Dataset, options: argparse.Namespace, device: torch.device) -> None:
     network.to(device)
-    loader = DataLoader(pool, batch_size, num_workers=worker_count(workers))
+    loader = DataLoader(pool, options.batch_size, num_workers=worker_count(options.num_workers))
     torch.cat([network(images.to(device)).cpu() for images, _ in loader])
 
 
+def our_loop(
+    backbone: "Backbone", pool: Dataset, file: FeatureFile, options: argparse.Namespace, device: torch.device
+) -> None:
+    from data_selection.extraction import amp_dtype, extract
+
+    processes = Processes(device)
+    file.prepare(resume=False)
+    file.open()
+    amp = amp_dtype(options.amp, processes)
+    extract(backbone, pool, file, processes, options.batch_size, options.num_workers, amp)
+    file.finish()
+
+
 @torch.inference_mode()
-def network_alone(backbone, images: torch.Tensor, batch_size: int, device: torch.device) -> None:
+def network_alone(backbone: "Backbone", images: torch.Tensor, batch_size: int, device: torch.device) -> None:
     for batch in images.split(batch_size):
         torch.cat([backbone.features(part.to(device)) for part in passes(batch, device)]).cpu()
 
@@ -85,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     from torchvision.datasets import ImageFolder
 
     from data_selection.backbones import build_backbone
-    from data_selection.extraction import amp_dtype, build_pool, extract
+    from data_selection.extraction import build_pool
 
     device = pick_device(chosen.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{worker_count(1 << 16)} CPU cores"
@@ -98,34 +128,16 @@ def main(argv: list[str] | None = None) -> None:
         count, ready = chosen.images, torch.rand(chosen.images, 3, 224, 224)
         for kind, (width, height, suffix) in KINDS.items():
             root = Path(folder, kind)
-            (root / "class").mkdir(parents=True)
-            rng = np.random.default_rng(0)
-            for index in range(count):
-                photo = root / "class" / f"{index:05d}.{suffix}"
-                if index < DISTINCT:
-                    write_photo(photo, (width, height), rng)
-                else:  # a large one takes longer to write than to read
-                    photo.hardlink_to(photo.with_stem(f"{index % DISTINCT:05d}"))
+            write_photos(root / "class", count, (width, height), suffix)
             args = parse_args(["--dataset", "Folder", "--data_path", str(root)])
             pool = build_pool(args, root, 224, "bicubic")
             steps = [T.Resize((224, 224), T.InterpolationMode.BICUBIC), T.ToTensor()]
             normalised = T.Compose([*steps, T.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)])
             plain_pool = ImageFolder(str(root), normalised)
             file = FeatureFile(root / "features.npy", count, network.num_features, {})
-
-            def ours(pool=pool, file=file) -> None:
-                file.prepare(resume=False)
-                file.open()
-                amp = amp_dtype(chosen.amp, Processes(device))
-                extract(backbone, pool, file, Processes(device), chosen.batch_size, chosen.num_workers, amp)
-                file.finish()
-
-            def plain(pool=plain_pool) -> None:
-                plain_loop(network, pool, chosen.batch_size, chosen.num_workers, device)
-
-            def alone() -> None:
-                network_alone(backbone, ready, chosen.batch_size, device)
-
+            plain = partial(plain_loop, network, plain_pool, chosen, device)
+            ours = partial(our_loop, backbone, pool, file, chosen, device)
+            alone = partial(network_alone, backbone, ready, chosen.batch_size, device)
             measured = [tuple(map(seconds_of, (plain, ours, alone))) for _ in range(chosen.repeats)]
             speeds = [count / statistics.median(each[which][0] for each in measured) for which in range(3)]
             ratios = [statistics.median(each[0][what] / each[1][what] for each in measured) for what in (0, 1)]

@@ -34,9 +34,9 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
 from common.feature_file import read_features
+from experiments import ROOT
 
 METHODS = ("select", "reference", "kmeans")
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_selection", "deit", "segmenter", "experiments")
 SELECTION_SCRIPT = "data_selection/sample_tools/ActiveFT_CIFAR.py"
 SCRIPTS = [

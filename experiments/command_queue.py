@@ -1,9 +1,10 @@
 """Commands that run several at a time, each once: what is finished is skipped, what was stopped is resumed.
 
 Starting Python with torch and timm takes seconds, more than many of the commands themselves. So a fork server imports
-them once, and each process that it forks runs one command after the other.
+them once, and forks a process for each command.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -14,14 +15,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -30,30 +32,32 @@ from common.command_line import run
 from common.errors import InputError
 from common.files import make_output_dir, read_json, write_json
 from common.progress import progress_bar
+from experiments import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-# What the scripts import; nothing of it touches a GPU.
-PRELOADED = ["torch", "timm", "torchvision", "sklearn.cluster", "scipy.stats", "matplotlib.pyplot"]
+# What the commands import, as far as nothing of it touches a GPU or starts a thread.
+PRELOADED = [
+    "deit.finetuning",
+    "segmenter.finetuning",
+    "data_selection.extraction",
+    "data_selection.sample_tools.baseline",
+    "sklearn.cluster",
+    "scipy.stats",
+    "matplotlib.figure",
+]
 SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
-BUSY = threading.Lock()  # held while a process runs a command
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of the project, run in a folder of its own for what it writes.
-
-    script: relative to the project's folder, run from the first folder of it as the README says; it has a `main(argv)`.
-    options: as typed. folder: its own, with its log. result: the file it ends with. needs: the jobs whose results it
-    reads. discarded: a pattern of files in `folder` that are needed to resume it, and not once it is finished.
-    """
+    """One command of the project, run in a folder of its own for what it writes."""
 
     name: str
-    script: str
-    options: str
-    folder: Path
-    result: Path
-    needs: tuple["Job", ...] = ()
-    discarded: str | None = None
+    script: str  # relative to the project's folder, run from its first folder as the README says; has a `main(argv)`
+    options: str  # as typed
+    folder: Path  # its own, with its log
+    result: Path  # the file it ends with
+    needs: tuple["Job", ...] = ()  # the jobs whose results it reads
+    discarded: str | None = None  # a pattern of files in `folder` that only an unfinished command needs, to be resumed
 
     @property
     def command(self) -> str:
@@ -87,14 +91,14 @@ def recorded(job: Job) -> dict:
     return read_json(job.record, "record of a command") if job.record.is_file() else {}
 
 
-def is_of(job: Job) -> bool:
-    """Whether what is in the job's folder was made by these very commands, of this version of the project."""
-    before = recorded(job)
-    return (before.get("commands"), before.get("version")) == (job.commands, VERSION)
+def is_current(record: Mapping[str, Any], commands: Sequence[str]) -> bool:
+    """Whether what a record tells of was made by these very commands, of this version of the project."""
+    return (record.get("commands"), record.get("version")) == (commands, VERSION)
 
 
 def is_finished(job: Job) -> bool:
-    return is_of(job) and recorded(job)["seconds"] is not None and job.result.exists()
+    record = recorded(job)
+    return is_current(record, job.commands) and record["seconds"] is not None and job.result.exists()
 
 
 def prepare(job: Job) -> None:
@@ -102,15 +106,15 @@ def prepare(job: Job) -> None:
 
     Raises InputError when the folder holds files that no job has written.
     """
-    if not is_of(job):
+    if not is_current(recorded(job), job.commands):
         if job.record.is_file():
             shutil.rmtree(job.folder)
         if any(make_output_dir(job.folder).iterdir()):
             raise InputError(f"{job.folder} holds files of something else: remove it, or give another --output_dir")
-    note(job, None)
+    write_record(job, None)
 
 
-def note(job: Job, seconds: float | None) -> None:
+def write_record(job: Job, seconds: float | None) -> None:
     write_json(job.record, {"commands": job.commands, "version": VERSION, "seconds": seconds}, indent=2)
 
 
@@ -124,114 +128,112 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     jobs = with_needs(targets)
     finished = {job for job in jobs if is_finished(job)}
     waiting = [job for job in jobs if job not in finished]
-    stale = sum(job.record.is_file() and not is_of(job) for job in waiting)
+    stale = sum(job.record.is_file() and not is_current(recorded(job), job.commands) for job in waiting)
     again = f", {stale} of them again, made with other options or by another version" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
-    running: dict[Future, tuple[Job, ProcessPoolExecutor]] = {}
-    bar = progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0)
-    with bar, workers(slots, running) as free:
-        while waiting or running:
-            while free and (job := next_of(waiting, finished)):
-                waiting.remove(job)
-                prepare(job)
-                tqdm.write(job.command)
-                slot = free.pop(0)
-                running[slot.submit(run_command, job.script, job.options, str(job.log))] = job, slot
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job, slot = running.pop(future)
-                seconds = seconds_of(job, future)
-                note(job, seconds)
-                for file in job.folder.glob(job.discarded) if job.discarded else ():
-                    file.unlink()
-                free.append(slot)
-                finished.add(job)
-                bar.update()
-                tqdm.write(f"    {job.name}: {describe(job)} ({seconds} s)")
+    context, free = start_fork_server(), list(slots)
+    running: dict[int, tuple[Job, BaseProcess, Mapping[str, str]]] = {}  # by what becomes ready when the process ends
+    with progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0) as bar:
+        try:
+            while waiting or running:
+                while free and (job := next_of(waiting, finished)):
+                    waiting.remove(job)
+                    prepare(job)
+                    tqdm.write(job.command)
+                    slot = free.pop(0)
+                    process = context.Process(target=run_command, args=(job, slot))
+                    process.start()
+                    running[process.sentinel] = job, process, slot
+                for sentinel in wait([*running]):
+                    job, process, slot = running.pop(sentinel)
+                    process.join()
+                    if not is_finished(job):
+                        raise InputError(failure(job, process.exitcode))
+                    free.append(slot)
+                    finished.add(job)
+                    bar.update()
+                    tqdm.write(f"    {job.name}: {describe(job)} ({recorded(job)['seconds']} s)")
+        finally:
+            if running:
+                names = "; ".join(job.name for job, _, _ in running.values())
+                tqdm.write(f"stopping {names}: the same command resumes from here", file=sys.stderr)
+                stop([process for _, process, _ in running.values()])
 
 
 def next_of(waiting: Sequence[Job], finished: set[Job]) -> Job | None:
     return next((job for job in waiting if finished.issuperset(job.needs)), None)
 
 
-def seconds_of(job: Job, future: Future) -> float:
-    """How long a command took that is over. Raises InputError when it failed."""
-    try:
-        code, seconds = future.result()
-    except BrokenProcessPool:
-        raise InputError(f"{job.name} was killed, for want of memory perhaps: try a smaller --jobs") from None
-    if code or not job.result.exists():
-        said = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-        raise InputError(
-            f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
-        )
-    return seconds
+def failure(job: Job, code: int) -> str:
+    """What went wrong with a command, by its process's exit code, which is negative when it was killed."""
+    if code < 0:
+        return f"{job.name} was killed, perhaps out of memory: try a smaller --jobs"
+    said = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
 
 
-@contextmanager
-def workers(slots: Sequence[Mapping[str, str]], running: Mapping[Future, tuple]) -> Iterator[list[ProcessPoolExecutor]]:
-    """A pool of one process for each slot. On an error or Ctrl-C the running commands are told to save and stop.
-
-    (One pool of several would not notice the death of a process that it started after the first.)
-    """
+def start_fork_server() -> BaseContext:
+    """Returns: what makes processes that are forked from it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
-    driver_is_gone, driver = context.Pipe(duplex=False)
-    pools = [ProcessPoolExecutor(1, context, start_worker, (dict(slot), driver_is_gone)) for slot in slots]
-    try:
-        yield [*pools]
-    except BaseException:
-        driver.close()
-        if running:
-            names = "; ".join(job.name for job, _ in running.values())
-            tqdm.write(f"stopping {names}: the same command resumes from here", file=sys.stderr)
-        raise
-    finally:
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
-        driver.close()
-        driver_is_gone.close()
+    # Inherited by all: Ctrl-C is for the driver, which then asks its commands to save.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ensure_running()
+    signal.signal(signal.SIGINT, before)
+    return context
 
 
-def start_worker(environment: dict[str, str], driver_is_gone: Connection) -> None:
-    """In a new process: be ready for commands, and watch the driver."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then asks its commands to save
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
-    os.environ.update(environment)
-    threading.Thread(target=end_with_driver, args=(driver_is_gone,), daemon=True).start()
+def stop(processes: Sequence[BaseProcess]) -> None:
+    """Tell commands to save and end, and wait until they have; those that take too long are killed."""
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
-def end_with_driver(driver_is_gone: Connection) -> None:
-    """End this process when the driver closes its end of the pipe, by intent or because it was killed.
+def run_command(job: Job, environment: Mapping[str, str]) -> None:
+    """In a new process: run the script's `main` as `python script options` would, its output appended to the log.
 
-    A finetuning saves first. A command that went on unseen would write into the folders of the next driver.
+    Exits with the script's exit code. When all went well, the record is completed and what is to be discarded removed.
     """
-    driver_is_gone.poll(None)
-    os.kill(os.getpid(), signal.SIGTERM)  # the command
-    BUSY.acquire(timeout=SECONDS_TO_SAVE)
-    os.kill(os.getpid(), signal.SIGTERM)  # the process
-    time.sleep(10)
-    os.kill(os.getpid(), signal.SIGKILL)
+    from common.image_loader import kill_workers  # with torch, which is loaded here
 
-
-def run_command(script: str, options: str, log: str) -> tuple[object, float]:
-    """In such a process: run the script's `main` as `python script options` would, its output appended to a log.
-
-    Returns: the exit code and the seconds.
-    """
     started = time.monotonic()
-    start, _, name = script.partition("/")
-    with BUSY, Path(log).open("a") as file:
+    gc.freeze()  # garbage collection would touch, and so copy, all the memory that is shared with the fork server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
+    threading.Thread(target=end_with_driver, daemon=True).start()
+    os.environ.update(environment)
+    with job.log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-        os.chdir(ROOT / start)
-        print(f"$ (cd {start} && python {name} {options})", flush=True)
-        try:
-            module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-            run(partial(module.main, shlex.split(options)))
-        except SystemExit as ending:
-            code = ending.code
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        return code, round(time.monotonic() - started, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # in order with the errors
+    print(f"$ {job.command}")
+    os.chdir(ROOT / job.script.partition("/")[0])
+    try:
+        module = importlib.import_module(job.script.removesuffix(".py").replace("/", "."))
+        run(partial(module.main, shlex.split(job.options)))
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not code and job.result.exists():
+        write_record(job, round(time.monotonic() - started, 1))
+        for file in job.folder.glob(job.discarded) if job.discarded else ():
+            file.unlink()
+    kill_workers()  # those that an error has left; multiprocessing waits for them on exit
+    sys.exit(code)
+
+
+def end_with_driver() -> None:
+    """End this command when the driver has been killed; a finetuning saves first.
+
+    A command that went on unseen would write into the folders of the next driver.
+    """
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_SAVE)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -73,12 +73,13 @@ def std_over_seeds(values: np.ndarray) -> np.ndarray:
 
 def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
     """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
-    import matplotlib.pyplot as plt  # slow to load
+    from matplotlib.figure import Figure  # slow to load
 
     from common.run_folder import save_figure
 
-    figure, axes = plt.subplots(1, len(results), figsize=(5.2 * len(results), 3.8), layout="constrained", squeeze=False)
-    for axis, (budget, distances) in zip(axes[0], results.items(), strict=True):
+    figure = Figure(figsize=(5.2 * len(results), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    for axis, (budget, distances) in zip(axes, results.items(), strict=True):
         for name, colour in CURVES.items():
             mean, std = distances[name].mean(axis=0), std_over_seeds(distances[name])
             axis.plot(iterations, mean, color=colour, label=name)

@@ -24,7 +24,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,35 +44,22 @@ if TYPE_CHECKING:
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
     """Returns: the options, and the protocol that they make."""
+    percent = number(float, above=0, maximum=100)
     parser = ArgumentParser("Measure the paper's table.")
     add = parser.add_argument
     add("--dataset", default="digits", choices=PROTOCOLS)
     add("--methods", nargs="+", choices=METHODS, help="the data set's protocol says, when not given; so below")
     budgets = parser.add_mutually_exclusive_group()
-    budgets.add_argument(
-        "--percents", nargs="+", type=number(float, above=0, maximum=100), help="budgets in percent of the pool"
-    )
+    budgets.add_argument("--percents", nargs="+", type=percent, help="budgets in percent of the pool")
     budgets.add_argument("--numbers", nargs="+", type=number(int, 1), help="budgets in images, instead")
     add("--seeds", nargs="+", type=seed_number)
     add("--readouts", nargs="+", choices=READOUTS, help="finetuned: by the published recipe")
-    add(
-        "--data_path",
-        type=Path,
-        help="where CIFAR is downloaded to and ImageNet/ lies; with Folder or ADE20K, the folder",
-    )
+    add("--data_path", type=Path, help="where CIFAR is downloaded to, ImageNet/ lies; with Folder, ADE20K: the folder")
     add("--output_dir", type=Path)
-    add(
-        "--arch",
-        help="any timm name; a run of main.py needs its --pretrained_weights, readouts of frozen features do not; "
-        "DINO's ViT-S/16 when not given",
-    )
+    add("--arch", help="any timm name, DINO's ViT-S/16 when not given; runs of main.py need its --pretrained_weights")
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
     add("--model_kwargs", "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
-    add(
-        "--finetuning_options",
-        default="",
-        help='more options of main.py for the published recipe, as in --finetuning_options="--epochs 300"',
-    )
+    add("--finetuning_options", default="", help='of main.py, published recipe: --finetuning_options="--epochs 300"')
     add("--few_labels_options", default="", help="the same beside --recipe few-labels")
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
@@ -137,12 +124,14 @@ def check_options(name: str, options: str, trainer: str) -> None:
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
     """The environment of each command that runs at a time: a GPU of its own, or its share of the processor cores."""
-    gpus = visible_gpus() if protocol.on_gpus else []
+    on_gpus = not protocol.device
+    gpus = visible_gpus() if on_gpus else []
     cores = worker_count(os.cpu_count() or 1)
-    count = jobs or len(gpus) or (1 if protocol.on_gpus else cores)
+    count = jobs or len(gpus) or (1 if on_gpus else cores)
     share = max(1, cores // count)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": more threads inside of threads
     # Read when the commands' processes load torch and scikit-learn.
-    os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ.get("OMP_NUM_THREADS", share))))
+    os.environ["OMP_NUM_THREADS"] = str(min(share, int(given)) if given.isdecimal() else share)
     return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
 
 
@@ -163,9 +152,19 @@ def write_table(protocol: Protocol, results: list["Result"]) -> None:
     print(f"\n{table}")
     with atomic_file(output_dir / "table.md") as temporary:
         temporary.write_text(table)
-    names = {"budget": protocol.unit, "score": protocol.metric}
-    records = [{**asdict(result.cell), **asdict(result)} for result in results]
-    table_json = [{names.get(key, key): value for key, value in record.items() if key != "cell"} for record in records]
+    table_json = [
+        {
+            "readout": result.cell.readout,
+            "method": result.cell.method,
+            protocol.unit: result.cell.budget,
+            "seed": result.cell.seed,
+            protocol.metric: result.score,
+            "images": result.images,
+            "seconds": result.seconds,
+            "commands": result.commands,
+        }
+        for result in results
+    ]
     write_json(output_dir / "table.json", table_json, indent=1)
     plot_accuracies(protocol, columns_of(results), output_dir / "accuracy.png")
     print(f"wrote table.md, table.json and accuracy.png to {output_dir}")

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
@@ -27,9 +24,8 @@ def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], 
     """One panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
     rows = 1 if len(tables) < 4 else 2
     per_row = -(-len(tables) // rows)
-    figure, axes = plt.subplots(
-        rows, per_row, figsize=(5 * per_row + 1.2, 4.5 * rows), layout="constrained", squeeze=False, sharey=True
-    )
+    figure = Figure(figsize=(5 * per_row + 1.2, 4.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, per_row, squeeze=False, sharey=True)
     lines = {}
     for axis, (readout, columns) in zip(axes.flat, tables.items(), strict=False):
         for position, (method, label) in enumerate(METHODS.items()):
@@ -69,9 +65,8 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     where = TSNE(metric="cosine", init="pca", random_state=0).fit_transform(unit)  # (n, d) -> (n, 2)
 
-    figure, axes = plt.subplots(
-        2, len(subsets), figsize=(6.4 * len(subsets), 6.4), height_ratios=(4, 1), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(6.4 * len(subsets), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(subsets), squeeze=False, height_ratios=(4, 1))
     for (name, subset), (top, bottom) in zip(subsets.items(), axes.T, strict=True):
         chosen = np.array(read_subset_ids(subset, len(features)))
         top.scatter(*where.T, c=labels, cmap="tab10", s=6, alpha=0.35, linewidths=0)
@@ -89,11 +84,9 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
 
 def contact_sheet(paths: list[Path]) -> np.ndarray:
     """The images side by side, scaled to the size of the first, with a pixel of white between them."""
-    first = Image.open(paths[0]).convert("RGB")
-    width, height = first.width + 1, first.height + 1
-    rows = -(-len(paths) // IMAGES_PER_ROW)
-    sheet = Image.new("RGB", (IMAGES_PER_ROW * width - 1, rows * height - 1), "white")
-    for position, path in enumerate(paths):
-        row, column = divmod(position, IMAGES_PER_ROW)
-        sheet.paste(Image.open(path).convert("RGB").resize(first.size), (column * width, row * height))
-    return np.asarray(sheet)
+    from torchvision.transforms.functional import to_tensor  # seconds to load
+    from torchvision.utils import make_grid
+
+    images = [Image.open(path).convert("RGB") for path in paths]
+    pixels = [to_tensor(image.resize(images[0].size)) for image in images]  # each (3, height, width), in 0..1
+    return make_grid(pixels, IMAGES_PER_ROW, padding=1, pad_value=1).permute(1, 2, 0).numpy()

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from common.command_line import ArgumentParser, number, run, seed_number
 from common.errors import InputError
-from common.files import atomic_file
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 0}
 
@@ -160,13 +159,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from timm import create_model
 
+    from common.checkpoints import write_checkpoint  # loads timm, too
+
     torch.manual_seed(args.seed)
     train, val = load_images(args.pool / "train"), load_images(args.pool / "val")
     vit = create_model("vit_tiny_patch16_224", **VIT)
     pretrain(vit, train[0], args.epochs, args.batch_size, args.lr, args.temperature)
     standardise(vit, train[0])
-    with atomic_file(args.output) as unfinished:
-        torch.save(vit.state_dict(), unfinished)
+    write_checkpoint(args.output, vit.state_dict())
     print(f"5-NN accuracy on val, L2-normalised [CLS] features: {knn_accuracy(vit, train, val):.2%}")
     print(f"wrote {args.output}")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.files import ADE20K, scenes_name
+from experiments import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "experiments" / "output"
 METHODS = {
     "random": "Random",
@@ -45,41 +45,31 @@ DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deits
 
 @dataclass(frozen=True)
 class Protocol:
-    """The comparison on one data set.
+    """The comparison on one data set; by default as published, with DINO's ViT-S/16."""
 
-    dataset, data_set: its name in extract_feature.py and in main.py. arch, model, model_kwargs: the network, likewise.
-    weights: its file; DINO's are downloaded when there is none. device: an option of both scripts. finetuning: options
-    of main.py for the published recipe. few_labels: options beside --recipe few-labels. activeft: the selection script.
-    selection: options of other methods where results are published, as their authors chose them. percents: the budgets.
-    numbers: budgets in images, instead. pool_script: writes the pool, where it is not given. val_split: what scores are
-    measured on. on_gpus: each command has a GPU, where there are any. trainer: the folder of the main.py that
-    finetunes. metric: its score, and `score` that in words.
-    """
-
-    dataset: str
-    data_set: str
+    dataset: str  # of extract_feature.py
+    data_set: str  # the same of main.py
     output_dir: Path
-    percents: tuple[float, ...]
-    numbers: tuple[int, ...] = ()
+    percents: tuple[float, ...]  # budgets
+    numbers: tuple[int, ...] = ()  # budgets in images, instead
     methods: tuple[str, ...] = PAPER_METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
     readouts: tuple[str, ...] = tuple(READOUTS)
-    arch: str = "vit_small"
-    model: str = "deit_small_patch16_224"
+    arch: str = "vit_small"  # the network, of extract_feature.py
+    model: str = "deit_small_patch16_224"  # the same of main.py
     model_kwargs: str = ""
-    weights: Path | None = None
+    weights: Path | None = None  # DINO's are downloaded when there is none
     finetuning: str = PUBLISHED_FINETUNING
-    few_labels: str = "--eval_interval 50 --save-interval 50"
+    few_labels: str = "--eval_interval 50 --save-interval 50"  # beside --recipe few-labels
     activeft: str = "ActiveFT_CIFAR.py"
-    selection: Mapping[str, str] = field(default_factory=dict)
+    selection: Mapping[str, str] = field(default_factory=dict)  # {method: its authors' options for published results}
     data_path: Path = ROOT / "data_selection" / "data"
-    pool_script: str = ""
-    val_split: str = "val"
-    device: str = ""
-    on_gpus: bool = True
-    trainer: str = "deit"
-    metric: str = "acc1"
-    score: str = "top-1 accuracy"
+    pool_script: str = ""  # writes the pool, where it is not given
+    val_split: str = "val"  # what scores are measured on
+    device: str = ""  # an option of the scripts; where there is none, each command has a GPU, if there are any
+    trainer: str = "deit"  # the folder of the main.py that finetunes
+    metric: str = "acc1"  # its score in summary.json
+    score: str = "top-1 accuracy"  # the same in words
 
     @property
     def pool(self) -> str:
@@ -141,7 +131,6 @@ PROTOCOLS = {
         data_path=OUTPUT / "pool" / "digits",
         pool_script="experiments/digits_pool.py",
         device="--device cpu",
-        on_gpus=False,
     ),
     "CIFAR10": Protocol(
         dataset="CIFAR10",

@@ -16,7 +16,8 @@ from common.feature_file import read_features
 from common.files import read_json, write_json
 from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
-from experiments.command_queue import ROOT, Job, is_finished, recorded, run_jobs, with_needs
+from experiments import ROOT
+from experiments.command_queue import Job, is_current, is_finished, recorded, run_jobs, with_needs
 from experiments.protocols import DINO, METHODS, Protocol
 
 
@@ -32,17 +33,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell.
-
-    score: top-1 accuracy or mean IoU in percent, at the end of a finetuning. images: how many are labelled. seconds: of
-    the last go at the finetuning, or of the readout. commands: all that lead to it.
-    """
+    """What came of a cell."""
 
     cell: Cell
-    score: float
-    images: int
-    seconds: float
-    commands: tuple[str, ...]
+    score: float  # top-1 accuracy or mean IoU in percent, at the end of a finetuning
+    images: int  # how many are labelled
+    seconds: float  # of the last go at the finetuning, or of the readout
+    commands: tuple[str, ...]  # all that lead to it
 
 
 class Comparison:
@@ -112,12 +109,11 @@ class Comparison:
         commands = [job.command for job in with_needs((train, val, subset))]
         kept_in = subset.folder.with_name(f"{cell.readout}.json")
         kept = read_json(kept_in, "accuracy of a readout") if kept_in.is_file() else {}
-        if (kept.get("commands"), kept.get("version")) != (commands, VERSION):
+        if not is_current(kept, commands):
             started = time.monotonic()
             acc1, images = frozen_accuracy(cell.readout, train.result, val.result, subset.result)
             seconds = round(time.monotonic() - started, 2)
-            kept = {"acc1": acc1, "images": images, "seconds": seconds, "commands": commands}
-            kept["version"] = VERSION
+            kept = {"acc1": acc1, "images": images, "seconds": seconds, "commands": commands, "version": VERSION}
             write_json(kept_in, kept, indent=2)
         return Result(cell, kept["acc1"], kept["images"], kept["seconds"], tuple(commands))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import rankdata, ttest_1samp, ttest_ind_from_stats
+from scipy.stats import rankdata, ttest_ind_from_stats
 
 LEVEL = 0.05
 
@@ -47,11 +47,12 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def paired(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the paired t-test; None of a single pair. Without any spread as in `welch`."""
-    if len(differences) < 2:
-        return None
-    mean, std = mean_and_std(differences)
-    return float(mean == 0) if std == 0 else float(ttest_1samp(differences, 0).pvalue)
+    """Two-sided p-value of the paired t-test; None of a single pair. Without any spread as in `welch`.
+
+    It is Welch's test against zeros: a sample without spread takes no part in the standard error and its degrees of
+    freedom.
+    """
+    return welch(differences, [0.0] * len(differences))
 
 
 def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float]:

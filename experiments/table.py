@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+from experiments import significance
 from experiments.protocols import (
     METHODS,
     PUBLISHED_COLUMNS,
@@ -13,17 +15,7 @@ from experiments.protocols import (
     published_accuracy,
 )
 from experiments.results import Result
-from experiments.significance import (
-    LEVEL,
-    Column,
-    Marks,
-    against,
-    best_of,
-    directions,
-    marks,
-    mean_and_std,
-    mean_ranks,
-)
+from experiments.significance import LEVEL, Column, Marks, Table
 
 ROW_ORDER = [
     *(name for name in METHODS if name != "activeft"),
@@ -43,15 +35,14 @@ def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
     return columns
 
 
-def differences_of(results: Iterable[Result], first: str, second: str) -> dict[float, Column]:
+def differences_of(results: Sequence[Result], first: str, second: str) -> dict[float, Column]:
     """{budget: {method: how much higher the first readout is than the second, of the same labels, one per seed}}."""
-    results = list(results)
     scores = {result.cell: result.score for result in results}
-    both = [
-        replace(result, score=result.score - scores[other])
-        for result in results
-        if result.cell.readout == first and (other := replace(result.cell, readout=second)) in scores
-    ]
+    both = []
+    for result in results:
+        other = replace(result.cell, readout=second)
+        if result.cell.readout == first and other in scores:
+            both.append(replace(result, score=result.score - scores[other]))
     return columns_of(both).get(first, {})
 
 
@@ -65,19 +56,10 @@ def markdown(protocol: Protocol, results: Sequence[Result]) -> str:
     tables = columns_of(results)
     blocks = [f"# {protocol.pool}: {protocol.score} in %"]
     for readout, table in tables.items():
-        marked = marks(table)
-
-        def text(method: str, budget: float, readout=readout, table=table, marked=marked) -> str:
-            return cell_text(protocol, readout, method, budget, table[budget], marked[budget].get(method, Marks()))
-
+        text = partial(cell_text, protocol, readout, table, significance.marks(table))
         blocks += [f"**{READOUTS[readout]}**", grid(table, titles, text), *ranking(table)]
     if differences := differences_of(results, *COMPARED):
-        signs = directions(differences)
-
-        def text(method: str, budget: float) -> str:
-            values = differences[budget].get(method)
-            return measured(protocol, values, signs[budget, method], "+") if values else ""
-
+        text = partial(difference_text, protocol, differences, significance.directions(differences))
         title = " minus ".join(READOUTS[readout] for readout in COMPARED)
         blocks += [f"**{title}**, of the same labels", grid(differences, titles, text)]
     return "\n\n".join([*blocks, legend(protocol, [*tables], bool(differences)), *standing(protocol, tables)]) + "\n"
@@ -94,19 +76,30 @@ def grid(columns: Iterable[float], titles: Mapping[float, str], text: Callable[[
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def cell_text(protocol: Protocol, readout: str, method: str, budget: float, column: Column, marked: Marks) -> str:
+def cell_text(
+    protocol: Protocol, readout: str, table: Table, marked: dict[float, dict[str, Marks]], method: str, budget: float
+) -> str:
     """`**84.6 ± 0.5** ▲ (85.0 ± 0.4)`: measured, its marks, published."""
     parts = []
-    if method in column:
-        parts.append(measured(protocol, column[method], marked.against_random, bold=marked.best))
+    if values := table[budget].get(method):
+        its = marked[budget][method]
+        parts.append(measured(protocol, values, its.against_random, bold=its.best))
     if published := published_accuracy(protocol.published_as, readout, method, budget):
         parts.append(f"({spread(*published)})")
     return " ".join(parts)
 
 
+def difference_text(
+    protocol: Protocol, differences: Table, signs: Mapping[tuple[float, str], str], method: str, budget: float
+) -> str:
+    """`+1.1 ± 0.4 ▲`: measured, seed by seed, and its mark."""
+    values = differences[budget].get(method)
+    return measured(protocol, values, signs[budget, method], "+") if values else ""
+
+
 def measured(protocol: Protocol, values: Sequence[float], sign: str, plus: str = "", bold: bool = False) -> str:
     """Mean and spread, marked, and on how many seeds they rest where that is not all of them."""
-    text, done, seeds = spread(*mean_and_std(values), plus), len(values), len(protocol.seeds)
+    text, done, seeds = spread(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds)
     parts = [f"**{text}**" if bold else text, sign, f"[{done} of {seeds} seeds]" if done < seeds else ""]
     return " ".join(part for part in parts if part)
 
@@ -115,9 +108,9 @@ def spread(mean: float, std: float | None, plus: str = "") -> str:
     return f"{mean:{plus}.1f}" if std is None else f"{mean:{plus}.1f} ± {std:.1f}"
 
 
-def ranking(table: Mapping[float, Column]) -> list[str]:
+def ranking(table: Table) -> list[str]:
     """The methods by their mean rank, where there are several budgets and methods."""
-    ranks = mean_ranks(table)
+    ranks = significance.mean_ranks(table)
     if len(table) < 2 or len(ranks) < 2:
         return []
     ordered = sorted(ranks, key=lambda method: (ranks[method] is None, ranks[method] or 0, ROW_ORDER.index(method)))
@@ -153,11 +146,11 @@ def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def standing(protocol: Protocol, tables: Mapping[str, Mapping[float, Column]]) -> list[str]:
+def standing(protocol: Protocol, tables: Mapping[str, Table]) -> list[str]:
     """In plain sentences, where another method is ahead of ActiveFT, and where it is no better than chance."""
     behind, not_above, total = [], [], 0
     for readout, table in tables.items():
-        p_best, marked = against(table, best_of), marks(table)
+        p_best, marked = significance.against(table, significance.best_of), significance.marks(table)
         for budget, column in table.items():
             if "activeft" not in column or len(column) < 2:
                 continue
@@ -178,8 +171,8 @@ def standing(protocol: Protocol, tables: Mapping[str, Mapping[float, Column]]) -
 
 def shortfall(column: Column, p: float | None) -> str | None:
     """One line on a column in which another method has a higher mean than ActiveFT; p is that of the difference."""
-    best = best_of(column)
-    first, ours = mean_and_std(column[best])[0], mean_and_std(column["activeft"])[0]
+    best = significance.best_of(column)
+    first, ours = significance.mean_and_std(column[best])[0], significance.mean_and_std(column["activeft"])[0]
     if first <= ours:
         return None
     verdict = "untested" if p is None else f"{'significant' if p < LEVEL else 'not significant'}, p = {p:.2g}"

@@ -1,10 +1,13 @@
 """The paper's table: what is run, what is not run again, what is marked and said."""
 
+import importlib.util
 import json
 import math
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_VIT_OPTIONS
+from test_errors_end import processes_of
 
 from common.errors import InputError
 from common.readouts import fit_readout
 from deit.main import main as finetune
-from experiments.command_queue import Job, is_finished, note, prepare, run_jobs
+from experiments.command_queue import PRELOADED, Job, is_finished, prepare, run_jobs, write_record
 from experiments.paper_table import main, parse_args, slots_for
 from experiments.plots import plot_accuracies
 from experiments.protocols import PROTOCOLS, PUBLISHED_COLUMNS, PUBLISHED_ROWS, published_accuracy
@@ -302,11 +306,13 @@ def test_a_folder_may_have_a_test_split_as_the_scripts_take_it(tmp_path):
     assert commands("--dataset", "Folder", "--data_path", str(tmp_path), "--methods", "random")
 
 
-@pytest.mark.parametrize(("jobs", "threads"), [(1, "2"), (2, "1"), (None, "1")])
-def test_jobs_share_the_processor_cores(monkeypatch, jobs, threads):
+@pytest.mark.parametrize(
+    ("jobs", "given", "threads"),
+    [(1, "8", "2"), (2, "8", "1"), (None, "8", "1"), (1, "1", "1"), (1, "4,2", "2"), (1, "1,2", "1"), (1, "", "2")],
+)
+def test_jobs_share_the_processor_cores(monkeypatch, jobs, given, threads):
     monkeypatch.setattr("experiments.paper_table.worker_count", lambda wanted: 2)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")  # so that it is restored
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert slots_for(PROTOCOLS["digits"], jobs) == [{}] * (jobs or 2)
     assert os.environ["OMP_NUM_THREADS"] == threads
 
@@ -351,7 +357,7 @@ def finish(*jobs: Job) -> None:
     for finished in jobs:
         prepare(finished)
         finished.result.write_text("done")
-        note(finished, 1.0)
+        write_record(finished, 1.0)
 
 
 def test_a_result_counts_only_with_the_options_it_was_made_with(tmp_path):
@@ -543,12 +549,45 @@ def test_a_killed_command_stops_the_comparison_with_one_line_and_the_others_save
 
     with (
         ThreadPoolExecutor() as thread,
-        pytest.raises(InputError, match="(first|second) was killed, for want of memory perhaps"),
+        pytest.raises(InputError, match="(first|second) was killed, perhaps out of memory"),
     ):
         thread.submit(kill_one)
         run_jobs(jobs, [{}, {}], str)
     assert multiprocessing.active_children() == []
     assert sum("stopped by SIGTERM" in job.log.read_text() for job in jobs) == 1
+
+
+def test_a_command_that_fails_while_its_loaders_are_at_work_ends(finished_table, pool, tmp_path):
+    damaged = tmp_path / "pool"
+    shutil.copytree(pool, damaged)
+    for image in (damaged / "val").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:100])
+    job = finetuning_job(finished_table, tmp_path / "run", 2)
+    job = replace(job, options=f"{job.options} --data-path {damaged} --num_workers 2")
+    with pytest.raises(InputError, match="run ended with exit code 2: error: cannot read the image"):
+        run_jobs([job], [{}], str)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_driver_takes_its_commands_with_it_and_they_save(finished_table, tmp_path):
+    job = finetuning_job(finished_table, tmp_path / "endless", 1000000)
+    code = f"""
+from pathlib import PosixPath
+from experiments.command_queue import Job, run_jobs
+run_jobs([{job!r}], [{{}}], str)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    wait_for_an_epoch(job)
+    driver.kill()
+    driver.wait()
+    while processes_of(driver.pid):
+        time.sleep(0.01)
+    assert "stopped by SIGTERM" in job.log.read_text() and (job.folder / "checkpoint.pth").is_file()
+    assert not is_finished(job)
+
+
+def test_what_the_fork_server_loads_is_there():
+    assert all(importlib.util.find_spec(name) for name in PRELOADED)
 
 
 def test_the_makefile_runs_the_digits_table():
