@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, option) and args.dataset != dataset:
             raise InputError(f"--{option} goes with --dataset {dataset}, not with {args.dataset}")
     if args.pretrained_weights:
-        check_given("--pretrained_weights", args.pretrained_weights)
+        check_given("checkpoint", args.pretrained_weights)
     return args
 
 

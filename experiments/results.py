@@ -14,6 +14,7 @@ from common import VERSION
 from common.errors import InputError
 from common.feature_file import read_features
 from common.files import read_json, write_json
+from common.pool_paths import numbered_alike
 from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
 from experiments import ROOT
@@ -123,7 +124,9 @@ def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple
     features, labels = labelled_features(train)
     chosen = sorted(read_subset_ids(subset, len(labels)))
     fitted = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
-    return top_accuracies(fitted, *labelled_features(val))["acc1"], len(chosen)
+    held_out, held_out_labels = labelled_features(val)
+    scores = top_accuracies(fitted, held_out, numbered_alike(train, val, held_out_labels))
+    return scores["acc1"], len(chosen)
 
 
 @cache

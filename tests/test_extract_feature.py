@@ -243,6 +243,34 @@ def test_resume_of_a_finished_file_leaves_it_alone(pool, backbone, tmp_path, cap
     assert path.stat().st_mtime_ns == before and "nothing to resume" in capsys.readouterr().out
 
 
+def test_resume_refuses_a_finished_file_of_other_features_or_images(pool, backbone, tmp_path):
+    images = shutil.copytree(pool / "train", tmp_path / "images")
+    options = folder_options(images, backbone, tmp_path, "--resume")
+    before = main(options).read_bytes()
+    other = torch.load(backbone, weights_only=True)
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="is finished, and has weights .* instead of .*: leave --resume out"):
+        main(folder_options(images, tmp_path / "other.pth", tmp_path, "--resume"))
+    extra = next(images.iterdir()) / "zz.png"
+    write_image(extra, 3)
+    with pytest.raises(InputError, match="is finished, and has 30 images instead of 31"):
+        main(options)
+    extra.unlink()
+    one, *_ = sorted(images.rglob("*.png"))
+    one.rename(one.with_name("00 renamed.png"))
+    with pytest.raises(InputError, match="is finished, and has other images"):
+        main(options)
+    assert next(tmp_path.glob("*.npy")).read_bytes() == before
+
+
+def test_images_of_formats_that_are_not_read_are_counted(backbone, tmp_path, capsys):
+    write_image(tmp_path / "pool" / "b" / "1.png", 1)
+    for name in ("2.GIF", "b/3.heic", "notes.txt"):
+        (tmp_path / "pool" / name).touch()
+    main(folder_options(tmp_path / "pool", backbone, tmp_path, "--no-labels"))
+    assert re.search(r"left out of \S+/pool: 1 .gif, 1 .heic; convert them", capsys.readouterr().out)
+
+
 def damaged_pool(folder: Path) -> list[Path]:
     """12 images, of which the 4th, 5th and 10th are cut off."""
     for number in range(12):

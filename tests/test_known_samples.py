@@ -158,6 +158,27 @@ def test_bad_options_give_one_clear_error_and_write_nothing(method, options, mes
     assert not (feature_path.parent / "out").exists()
 
 
+def test_no_file_that_is_read_is_overwritten(feature_path):
+    ids = write_ids(feature_path, "ids.json", [3, 4])
+    features, here = feature_path.read_bytes(), ["--output_dir", feature_path.parent]
+    for name, options in (
+        (feature_path.name, []),
+        ("ids.json", ["--labeled_ids", ids]),
+        ("ids.json", ["--exclude_ids", ids]),
+    ):
+        with pytest.raises(InputError, match=f"{name} is read by this command, which would overwrite it"):
+            run("random", feature_path, "--filename", name, *options, *here)
+    assert feature_path.read_bytes() == features and json.loads(Path(ids).read_text()) == [3, 4]
+
+
+def test_names_that_no_file_can_have_are_refused_before_the_work(feature_path):
+    (feature_path.parent / "folder.json").mkdir()
+    for name, message in (("folder.json", "it is a folder"), ("x" * 240 + ".json", "is too long for a file")):
+        with pytest.raises(InputError, match=message):
+            run("activeft", feature_path, "--filename", name, "--output_dir", feature_path.parent)
+    assert not list(feature_path.parent.glob("*_losses.txt"))
+
+
 @pytest.mark.parametrize(
     ("ids", "message"), [([200], "0 to 199"), ([1, 1], "2 times"), (["1"], "whole numbers"), (7, "one JSON list")]
 )

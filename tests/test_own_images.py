@@ -506,7 +506,32 @@ def test_an_unreadable_image_is_told_and_the_others_are_predicted(trained, tmp_p
     (tmp_path / "pool" / "1.png").write_bytes(b"no image")
     rows = run_predict(trained / "checkpoint.pth", tmp_path / "pool", tmp_path / "p.csv")
     assert [bool(row["label"]) for row in rows] == [True, False, True]
-    assert "1 (1.png) images cannot be read" in capsys.readouterr().out
+    assert "1 (1.png) images cannot be used and have no label: cannot read the image" in capsys.readouterr().out
+
+
+def test_predictions_overwrite_nothing_that_is_read(photos, labels, trained, tmp_path):
+    listed = write_csv(tmp_path / "some.csv", [(str(photos / image_path(3)), "")])
+    own = write_csv(tmp_path / "p_least_certain.csv", read_rows := [(image_path(0), "ant"), (image_path(1), "bee")])
+    for data, output, options in (
+        (listed, listed, ()),
+        (photos, trained / "checkpoint.pth", ()),
+        (photos, own, ("--least_certain", 3, "--labels", own)),
+        (photos, tmp_path / "p.csv", ("--least_certain", 3, "--labels", own)),
+    ):
+        with pytest.raises(InputError, match="is read by this command, which would overwrite it"):
+            run_predict(trained / "checkpoint.pth", data, output, *options)
+    assert [tuple(row.values()) for row in read_csv(own)] == read_rows and not (tmp_path / "p.csv").exists()
+
+
+def test_images_that_the_model_cannot_take_are_told_why(trained, tmp_path, capsys):
+    write_image(tmp_path / "pool" / "1.png", 1)
+    write_image(tmp_path / "pool" / "2.png", 2, (40, 48))
+    run_predict(trained / "checkpoint.pth", tmp_path / "pool", tmp_path / "p.csv")
+    assert "1 (2.png) images cannot be used and have no label: an image is 40x48 pixels" in capsys.readouterr().out
+    (tmp_path / "pool" / "1.png").unlink()
+    with pytest.raises(InputError, match="none of the 1 images can be used: an image is 40x48 pixels"):
+        run_predict(trained / "checkpoint.pth", tmp_path / "pool", tmp_path / "q.csv")
+    assert not (tmp_path / "q.csv").exists()
 
 
 def test_an_image_alone_in_its_batch_is_predicted(photos, trained, tmp_path):

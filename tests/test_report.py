@@ -339,6 +339,20 @@ def test_held_out_features_of_another_network_are_refused(given):
         write_report(given, "--eval_feature_path", given / "held_out.npy")
 
 
+def test_classes_are_known_by_their_names_where_the_other_split_lacks_some(given):
+    """Without class 0 the extraction numbers the other two 0 and 1."""
+    table = np.load(given / "held_out.npy")
+    whole = read_report(given, "--eval_feature_path", given / "held_out.npy")
+    kept = table[:, -1] > 0
+    np.save(given / "held_out.npy", table[kept] - np.eye(D + 1, dtype=np.float32)[D])
+    for name, classes in (("pool", ["a", "b", "c"]), ("held_out", ["b", "c"])):
+        file = given / f"{name}_paths.json"
+        listed = json.loads(file.read_text()) if file.exists() else {"root": str(given), "paths": []}
+        file.write_text(json.dumps({**listed, "classes": classes}))
+    part = read_report(given, "--eval_feature_path", given / "held_out.npy")
+    assert [entry["values"]["accuracy_nearest"] for entry in (whole["subsets"][0], part["subsets"][0])] == [100, 100]
+
+
 def test_a_pool_without_labels_cannot_be_evaluated(given):
     write_features(given / "pool.npy", 0, labelled=False)
     with pytest.raises(InputError, match="needs a label for every sample of the pool"):

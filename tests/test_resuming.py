@@ -204,3 +204,17 @@ def test_the_moving_average_of_a_short_run_is_said_to_be_its_first_weights_unles
         saved = read_checkpoint(tmp_path / name / "checkpoint.pth")
         distance[name] = (saved["model"]["head.weight"] - saved["model_ema"]["head.weight"]).norm()
     assert distance["warm"] < 0.7 * distance["published"]
+
+
+def test_a_run_that_starts_over_keeps_the_checkpoints_of_the_one_before(pool, backbone, tmp_path, capsys):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 1]
+    main(options(pool, backbone, tmp_path / "out", *given))
+    kept = (tmp_path / "out" / "checkpoint.pth").read_bytes(), (tmp_path / "out" / "log.txt").read_text()
+    again = [option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"]
+    main(again)
+    assert (
+        f"held another run: its checkpoints, log and summary are in {tmp_path}/out/previous" in capsys.readouterr().out
+    )
+    previous = tmp_path / "out" / "previous"
+    assert ((previous / "checkpoint.pth").read_bytes(), (previous / "log.txt").read_text()) == kept
+    assert (previous / "summary.json").is_file() and (tmp_path / "out" / "summary.json").is_file()

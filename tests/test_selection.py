@@ -224,6 +224,21 @@ def test_bad_options_give_one_clear_error(options, feature_path):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, *options)
 
 
+def test_an_optimisation_that_diverges_is_one_clear_error_and_no_subset(feature_path):
+    with pytest.raises(InputError, match="the optimisation diverged: temperature 1e-30 is too low"):
+        run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, "--number", 5,
+                 "--temperature", 1e-30, "--max_iter", 3)  # fmt: skip
+    assert not list(feature_path.parent.glob("*.json"))
+
+
+def test_labels_are_not_taken_for_a_feature_where_the_description_tells(feature_path):
+    described = {"model": "vit", "weights": "w", "feature": "CLS", "d": 32, "input_size": 224,
+                 "interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}  # fmt: skip
+    feature_path.with_suffix(".json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="has 32 features and a label: leave out --no-labels"):
+        run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, "--no-labels")
+
+
 def test_features_without_a_label_column_give_the_subset_of_those_with_one(feature_path):
     case = GOLDEN[0]
     np.save(feature_path, golden_pool()[:, :-1])
