@@ -57,10 +57,11 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
         temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
-def check_given(what: str, path: str | Path) -> None:
-    """Raises InputError where a file that was given is not there; an https:// address is looked at later."""
-    if not str(path).startswith("https://") and not Path(path).is_file():
-        raise InputError(f"{what} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")
+def check_given(paths: Iterable[str], what: str) -> None:
+    """Raises InputError where a file that was given is not there; an https:// address is looked at later, "" is none."""
+    for path in paths:
+        if path and not path.startswith("https://") and not Path(path).is_file():
+            raise InputError(f"{what} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")
 
 
 def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:

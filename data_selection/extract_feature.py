@@ -65,8 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for option, dataset in (("no_labels", "Folder"), ("image_column", "HF")):
         if getattr(args, option) and args.dataset != dataset:
             raise InputError(f"--{option} goes with --dataset {dataset}, not with {args.dataset}")
-    if args.pretrained_weights:
-        check_given("checkpoint", args.pretrained_weights)
+    check_given([args.pretrained_weights], "checkpoint")
     return args
 
 

@@ -25,12 +25,15 @@ from typing import Any
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import run
+from common.files import check_given
 from deit.recipe_options import parse_args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Returns: last and best accuracies, as in summary.json."""
     args = parse_args(argv)
+    check_given(args.subset_ids, "--subset_ids")
+    check_given([args.finetune, args.resume], "checkpoint")
     from common.run_folder import run_trainer  # with torch and timm, seconds to load
     from deit.finetuning import finetune
 

@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     output = Path(args.output)
     if not output.name:
         raise InputError(f"--output {args.output!r} names no file")
-    check_given("--checkpoint", args.checkpoint)
+    check_given([args.checkpoint], "checkpoint")
     check_spares([output, least_certain_file(output)], [args.checkpoint, args.data_path, *args.labels])
     labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
     return args

@@ -5,7 +5,7 @@ import importlib.util
 
 from common.command_line import ArgumentParser, add_model_kwargs_option, add_run_options, check_optimizer, number
 from common.errors import InputError
-from common.files import check_given, make_output_dir
+from common.files import make_output_dir
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
@@ -182,11 +182,6 @@ def check_together(args: argparse.Namespace) -> None:
     wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
     if wanted and args.data_set == "CSV" and not args.val_labels:
         raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
-    for option, files in (("--subset_ids", args.subset_ids), ("--labels", args.labels), ("--resume", [args.resume]),
-                          ("--finetune", [args.finetune]), ("--teacher-path", [args.teacher_path]),
-                          ("--val-labels", [args.val_labels])):  # fmt: skip
-        for path in filter(None, files):
-            check_given(option, path)
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
         raise InputError(
             "--cutmix-minmax {:g} {:g}: the first must not be above the second".format(*args.cutmix_minmax)

@@ -11,7 +11,7 @@ from common.command_line import (
     number,
 )
 from common.errors import InputError
-from common.files import check_given, make_output_dir
+from common.files import make_output_dir
 
 PASSES = 127  # over the chosen images: 16,000 iterations at 5% of ADE20K, 32,000 at 10%
 # DINOv2's linear evaluation, where it differs from Segmenter's recipe; the warm-up is 1,500 of its 40,000 iterations.
@@ -100,9 +100,6 @@ def check_together(args: argparse.Namespace) -> None:
     """What no single option can know. Raises InputError."""
     if args.probe and args.decoder != PROBE_DEFAULTS["decoder"]:
         raise InputError(f"--probe {args.probe} has a decoder of its own: leave out --decoder {args.decoder}")
-    for option, path in [("--resume", args.resume), *(("--subset_ids", path) for path in args.subset_ids)]:
-        if path:
-            check_given(option, path)
     check_optimizer(args.opt)
     if args.scale[0] > args.scale[1]:
         raise InputError(f"--scale {args.scale[0]:g} {args.scale[1]:g}: the first must not be above the second")
