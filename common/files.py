@@ -58,7 +58,7 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def check_given(paths: Iterable[str], what: str) -> None:
-    """Raises InputError where a file that was given is not there; an https:// address is looked at later, "" is none."""
+    """Raises InputError where a file that was given is not there. ("" is none, and an address is looked at later.)"""
     for path in paths:
         if path and not path.startswith("https://") and not Path(path).is_file():
             raise InputError(f"{what} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")

@@ -41,7 +41,9 @@ def read_image_list(path: str | Path, what: str = "image list") -> list[ListedIm
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
     if "\0" in text:
-        raise InputError(f"the {what} {path} is no text: {kind_of_file(path) or 'its format is not known'}")
+        raise InputError(f"the {what} {path} is no text: {kind_of_file(path) or 'save it as UTF-8, if it is one'}")
+    if not text.strip():
+        raise InputError(f"the {what} {path} is empty")
     if path.suffix.lower() == ".txt":
         rows = [ListedImage(line.strip(), "") for line in text.splitlines()]
     elif path.suffix.lower() == ".json":
@@ -88,10 +90,8 @@ def _label_studio(text: str, what: str) -> list[ListedImage]:
     try:
         tasks = json.loads(text)
         return [ListedImage(task.get("data", task)["path"], _choice_of(task)) for task in tasks]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise InputError(
-            f"the {what} is no JSON of labelled tasks with a `path`: {type(error).__name__} {error}"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise InputError(f"the {what} is no JSON of labelled tasks with a `path`, nor a list of indices") from None
 
 
 def _choice_of(task: dict[str, Any]) -> str:

@@ -152,13 +152,7 @@ def image_name(pool: Dataset, row: int) -> str:
 
 
 def missing_batches(
-    images: Dataset,
-    input_size: int,
-    file: FeatureFile,
-    processes: Processes,
-    batch_size: int,
-    workers: int,
-    doing: str,
+    images: Dataset, input_size: int, file: FeatureFile, processes: Processes, batch_size: int, workers: int, doing: str
 ) -> Iterator[tuple[Sequence[int], Iterator[Tensor], Tensor, Tensor]]:
     """This process's share of the images whose rows a feature file lacks, in batches, with a progress bar.
 

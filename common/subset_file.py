@@ -131,11 +131,7 @@ def read_provenance(subset: str | Path) -> dict[str, Any] | None:
 
 
 def note_on_pool(
-    subset: str | Path,
-    indices: Sequence[int],
-    n: int,
-    names: Iterable[str] = (),
-    features: np.ndarray | None = None,
+    subset: str | Path, indices: Sequence[int], n: int, names: Iterable[str] = (), features: np.ndarray | None = None
 ) -> str | None:
     """One line when this is not the pool that a subset was chosen from; None when it is, or nothing is known of it.
 

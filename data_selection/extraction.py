@@ -24,15 +24,7 @@ from common.feature_file import (
 )
 from common.files import atomic_file, locked, write_json
 from common.image_loader import image_name, missing_batches, reason_unreadable
-from common.images import (
-    cifar,
-    class_folders,
-    image_folder,
-    image_list,
-    image_tree,
-    note_on_other_formats,
-    open_rgb,
-)
+from common.images import cifar, class_folders, image_folder, image_list, image_tree, note_on_other_formats, open_rgb
 from common.networks import normalised
 from common.pool_paths import PoolPaths, paths_file, pool_images, read_pool_paths, write_pool_paths
 from common.processes import Processes, amp_dtype_of, autocast, launched

@@ -96,8 +96,7 @@ def marks(table: Table) -> dict[float, dict[str, Marks]]:
             mean, key = statistics.fmean(values), (budget, method)
             above = mean - statistics.fmean(column.get("random", values))
             marked.setdefault(budget, {})[method] = Marks(
-                best=mean == highest or p_best.get(key, 0) >= LEVEL,
-                against_random=direction(above, p_random.get(key)),
+                best=mean == highest or p_best.get(key, 0) >= LEVEL, against_random=direction(above, p_random.get(key))
             )
     return marked
 

@@ -59,7 +59,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
     processes.report(
         f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
-        f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images",
+        f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images"
     )
 
     stream = BatchStream(sampler, plan, processes.rank, range(1), state.update)

@@ -101,13 +101,7 @@ def typicality(members: Tensor) -> Tensor:
 
 
 def usl_samples(
-    pool: Pool,
-    k: int,
-    seed: int,
-    neighbours: int = 20,
-    repulsion: float = 0.05,
-    alpha: float = 1.0,
-    rounds: int = 2,
+    pool: Pool, k: int, seed: int, neighbours: int = 20, repulsion: float = 0.05, alpha: float = 1.0, rounds: int = 2
 ) -> list[int]:
     """USL (Wang, Lian and Yu, ECCV 2022): in each of k clusters the sample with most density - w * repulsion.
 

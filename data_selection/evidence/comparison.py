@@ -54,11 +54,11 @@ CLOSER, TRADES = "is closer to the pool than {beaten} ({emd})", "trades one for 
 WORSE = "is worse than random"
 SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{CLOSER}, and is closer to the hardest images ({{hardest}})",
-    ("better", "same"): f"{CLOSER}, and as close to the hardest images as random ones ({{hardest}})",
+    ("better", "same"): f"{CLOSER}, and about as close to the hardest images as random ones ({{hardest}})",
     ("better", "worse"): f"{TRADES} {CLOSER}, but farther from the hardest images ({{hardest}})",
     ("same", "better"): "is no closer to the pool than random ({emd}), but closer to its hardest images ({hardest})",
     ("same", "same"): "is no better than random: {emd}; {hardest}",
-    ("same", "worse"): f"{WORSE}: as close to the pool ({{emd}}), farther from the hardest images ({{hardest}})",
+    ("same", "worse"): f"{WORSE}: about as close to the pool ({{emd}}), farther from the hardest images ({{hardest}})",
     ("worse", "better"): f"{TRADES} is closer to the hardest images ({{hardest}}), but farther from the pool ({{emd}})",
     ("worse", "same"): f"{WORSE}: {{emd}}; {{hardest}}",
     ("worse", "worse"): f"{WORSE}: {{emd}}; {{hardest}}",
