@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "code when unpickled; save its state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+        said = re.sub(r"^\[enforce fail at [^]]*\] \. ", "", " ".join(str(error).split()))
+        reason = said.split(". ")[0][:200] or type(error).__name__
         reason = kind if kind and not is_torch and "safetensors" not in kind else reason
         raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):

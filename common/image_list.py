@@ -149,6 +149,11 @@ def spelling_hints(labels: Iterable[str]) -> list[str]:
     return hints
 
 
+def place_of(path: str | Path) -> str:
+    """One name for a file, however a list writes its path. (Path.resolve would take minutes for a million.)"""
+    return os.path.abspath(path)  # noqa: PTH100
+
+
 def check_present(paths: Iterable[Path], what: str) -> None:
     """Raises InputError, with how many and the first few, for images that are not there."""
     paths = list(paths)

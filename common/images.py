@@ -187,16 +187,21 @@ def image_tree(root: Path, transform: Transform | None = None, loader: Loader = 
 
 def images_below(folder: str) -> list[str]:
     """The images in a folder and its subfolders, folder by folder."""
+    return [f"{inside}{os.sep}{name}" for inside, files in walk(folder) for name in files if is_image(name)]
+
+
+def walk(folder: str) -> list[tuple[str, list[str]]]:
+    """A folder and all those below it but hidden ones, in one order, with the names of their files, sorted."""
     found = []
     for inside, subfolders, files in os.walk(folder, followlinks=True):
         subfolders[:] = (name for name in subfolders if not is_hidden(name))
-        found.append((inside, [f"{inside}{os.sep}{name}" for name in sorted(files) if is_image(name)]))
-    return [path for _, paths in sorted(found) for path in paths]
+        found.append((inside, sorted(files)))
+    return sorted(found)
 
 
 def note_on_other_formats(folder: Path) -> str | None:
     """Which images below a folder are of formats that are not read, in one line; None where there are none."""
-    names = (name.lower() for _, _, files in os.walk(folder) for name in files if not is_hidden(name))
+    names = (name.lower() for _, files in walk(str(folder)) for name in files if not is_hidden(name))
     counts = Counter(os.path.splitext(name)[1] for name in names if name.endswith(OTHER_FORMATS))  # noqa: PTH122
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
     return f"left out of {folder}: {kinds}; convert them to JPEG or PNG if they belong to it" if kinds else None

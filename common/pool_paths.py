@@ -125,14 +125,20 @@ def numbered_alike(feature_path: str | Path, other_path: str | Path, labels: np.
     A split that lacks a class numbers the ones after it differently. A class that the first lacks gets a number of its
     own. Where the names are not known, as for CIFAR, the numbers stay.
     """
-    ours, theirs = (
-        read_json(file, "list of image paths").get("classes", []) if (file := paths_file(Path(path))).is_file() else []
-        for path in (feature_path, other_path)
-    )
+    ours, theirs = classes_of(Path(feature_path)), classes_of(Path(other_path))
     if not ours or not theirs or ours == theirs:
         return labels
+    if labels.max() >= len(theirs):
+        raise InputError(f"{paths_file(Path(other_path))} names {len(theirs)} classes, and a label is {labels.max()}")
     number = {name: label for label, name in enumerate(dict.fromkeys([*ours, *theirs]))}
-    return np.array([number[theirs[label]] for label in labels], dtype=np.int64)
+    return np.array([number[theirs[label]] if label >= 0 else label for label in labels], dtype=np.int64)
+
+
+def classes_of(feature_path: Path) -> list[str]:
+    """The names of a feature file's labels; none where they are not known."""
+    file = paths_file(feature_path)
+    listed = read_json(file, "list of image paths") if file.is_file() else {}
+    return listed.get("classes", []) if isinstance(listed, dict) else []
 
 
 def write_pool_paths(feature_path: Path, pool: PoolPaths) -> None:

@@ -120,19 +120,23 @@ class RunFolder:
             self.tensorboard = SummaryWriter(str(self.path), purge_step=start)
 
     def _keep_previous(self) -> None:
-        """Move the checkpoints of another run out of the way, with a copy of its log and its summary."""
+        """Move the checkpoints of the run before to `previous`, with a copy of its log and summary.
+
+        They wait in `.previous` until all are there: what is killed in between goes on the next time.
+        """
         kept = [self.path / name for name in CHECKPOINTS if (self.path / name).is_file()]
-        if not kept:
+        previous, unfinished = self.path / "previous", self.path / ".previous"
+        if not kept and not unfinished.is_dir():
             return
-        previous = self.path / "previous"
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.mkdir()
+        unfinished.mkdir(exist_ok=True)
         for file in (self.log_path, self.path / "summary.json"):
             if file.is_file():
-                shutil.copy(file, previous)
+                shutil.copy(file, unfinished)
         for checkpoint in kept:
-            checkpoint.replace(previous / checkpoint.name)
-        self.processes.report(f"{self.path} held another run: its checkpoints, log and summary are in {previous} now")
+            checkpoint.replace(unfinished / checkpoint.name)
+        shutil.rmtree(previous, ignore_errors=True)
+        unfinished.rename(previous)
+        self.processes.report(f"starting anew: checkpoints, log and summary of the run before are in {previous}")
 
     def append_to_log(self, entry: dict[str, Any]) -> None:
         if self.path is None:

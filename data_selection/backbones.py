@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
+from common.checkpoints import download_checkpoint, fetch_checkpoint, load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import HUB, Preprocessing, create_network, download_timm_weights, model_config, preprocessing
 
@@ -98,7 +98,7 @@ def build_backbone(
     network = create_network(name, num_classes=0, input_size=prepared.input_size, model_kwargs=kwargs)
     check_feature(network, name, n_last_blocks, avgpool_patchtokens)
     if weights:
-        source, checkpoint = weights, read_checkpoint(weights)
+        source, checkpoint = weights, fetch_checkpoint(weights)
     elif timms_own:
         checkpoint, source = download_timm_weights(config)
     else:

@@ -81,7 +81,7 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         described = backbone.describe()
         stamps = pool_images(folder_of(root), pool) if processes.is_main else None
         file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps)
-        if args.dataset == "Folder" and (note := note_on_other_formats(root)):
+        if args.dataset == "Folder" and processes.is_main and (note := note_on_other_formats(root)):
             processes.report(note)
         if processes.is_main:
             print(in_words(described))
@@ -107,8 +107,9 @@ def check_finished(file: FeatureFile, described: dict[str, Any]) -> None:
         differs = f"{n} images instead of {file.shape[0]}"
     elif not differs and file.images and paths_file(file.path).is_file():
         before = read_pool_paths(file.path, n)
-        now = [(image.path, image.size) for image in file.images]
-        differs = "other images" if now != [*zip(before.paths, before.sizes, strict=False)] else None
+        same_paths = before.paths == [image.path for image in file.images]
+        same_sizes = not before.sizes or before.sizes == [image.size for image in file.images]
+        differs = None if same_paths and same_sizes else "other images"
     if differs:
         raise InputError(f"--resume: {file.path} is finished, and has {differs}: leave --resume out to extract it anew")
 

@@ -11,7 +11,7 @@ from torchvision.datasets import INaturalist
 
 from common.errors import InputError
 from common.files import read_json
-from common.image_list import check_present, labelled_images, notes_on, some
+from common.image_list import check_present, labelled_images, notes_on, place_of, some
 from common.images import ImageFiles, ListedImages, Transform, image_list, image_tree, open_rgb
 from common.networks import input_size
 
@@ -64,11 +64,6 @@ def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform)
         return images, images.names, source
     images = (image_list if source.is_file() else image_tree)(source, transform, loader)
     return images, [os.path.relpath(path, images.root) for path, _ in images.samples], images.root
-
-
-def place_of(path: str | Path) -> str:
-    """One name for a file, however a list writes its path. (Path.resolve would take minutes for a million.)"""
-    return os.path.abspath(path)  # noqa: PTH100
 
 
 def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform | None) -> ImageFiles:

@@ -24,7 +24,7 @@ from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
 from common.feature_file import FeatureFile
 from common.files import check_given, check_spares, locked, make_output_dir
-from common.image_list import labelled_images, some, write_image_list
+from common.image_list import labelled_images, place_of, some, write_image_list
 from common.pool_paths import pool_images
 
 COLUMNS = ("path", "label", "probability", "second", "margin")
@@ -55,7 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not output.name:
         raise InputError(f"--output {args.output!r} names no file")
     check_given([args.checkpoint], "checkpoint")
-    check_spares([output, least_certain_file(output)], [args.checkpoint, args.data_path, *args.labels])
+    outputs = [output, least_certain_file(output)] if args.least_certain else [output]
+    check_spares(outputs, [args.checkpoint, args.data_path, *args.labels])
     labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
     return args
 
@@ -65,11 +66,17 @@ def least_certain_file(output: Path) -> Path:
 
 
 def write_predictions(
-    args: argparse.Namespace, table: np.ndarray, names: list[str], classes: list[str], why: Callable[[int], str]
+    args: argparse.Namespace,
+    table: np.ndarray,
+    names: list[str],
+    root: Path,
+    classes: list[str],
+    why: Callable[[int], str],
 ) -> None:
     """Write the CSV, and what is least certain if asked for.
 
-    table: (n, 4), NaN where an image cannot be used, which `why` says of a row. Raises InputError where none can.
+    table: (n, 4), NaN where an image cannot be used, which `why` says of a row. names: of the images, below `root`.
+    Raises InputError where none can be used.
     """
     output, margins = Path(args.output), table[:, PROBABILITY] - table[:, NEXT_PROBABILITY]
 
@@ -87,8 +94,9 @@ def write_predictions(
         without = unreadable.nonzero()[0]
         print(f"{some([names[row] for row in without])} images cannot be used and have no label: {why(without[0])}")
     if args.least_certain:
-        known = {image.path for image in labelled_images(args.labels, "--labels")}
-        order = [row for row in np.argsort(margins, kind="stable") if not unreadable[row] and names[row] not in known]
+        known = {place_of(root / image.path) for image in labelled_images(args.labels, "--labels")}
+        is_open = [not unreadable[row] and place_of(root / name) not in known for row, name in enumerate(names)]
+        order = [row for row in np.argsort(margins, kind="stable") if is_open[row]]
         listing = least_certain_file(output)
         write_image_list(listing, TO_LABEL, ((names[row], "", *columns(row)) for row in order[: args.least_certain]))
         print(f"wrote {listing}: fill in the column label")
@@ -111,10 +119,13 @@ def main(argv: list[str] | None = None) -> Path:
     output = Path(args.output)
     with launched(args.device) as processes, ExitStack() as held:
         model, options, trained = read_trained(args.checkpoint, "deit/main.py", build_model)
-        size = input_size(options)
+        classes, size = trained["classes"], input_size(options)
+        if len(classes) < 2:
+            raise InputError(f"checkpoint {args.checkpoint} knows only {classes[0]!r}: there is nothing to predict")
         with processes.main_first():
             images, names, root = unlabelled_images(args, size, eval_transform(size))
-        if root.is_dir() and (note := note_on_other_formats(root)):
+        is_tree = Path(args.data_path).is_dir() and args.dataset != "HF"
+        if is_tree and processes.is_main and (note := note_on_other_formats(root)):
             processes.report(note)
         settings = {
             "weights": weights_checksum(model.state_dict()),
@@ -135,7 +146,7 @@ def main(argv: list[str] | None = None) -> Path:
         processes.barrier()  # all rows are written
         if processes.is_main:
             why = partial(reason_unreadable, images)
-            write_predictions(args, np.asarray(file.table[:, :4]), names, trained["classes"], why)
+            write_predictions(args, np.asarray(file.table[:, :4]), names, root, classes, why)
             file.discard()
     return output
 

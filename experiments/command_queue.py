@@ -131,7 +131,7 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     stale = sum(job.record.is_file() and not is_current(recorded(job), job.commands) for job in waiting)
     again = f", {stale} of them again, made with other options or by another version" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
-    context, free = start_fork_server(), list(slots)
+    context, free = start_fork_server() if waiting else None, list(slots)
     running: dict[int, tuple[Job, BaseProcess, Mapping[str, str]]] = {}  # by what becomes ready when the process ends
     with progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0) as bar:
         try:
@@ -166,9 +166,10 @@ def next_of(waiting: Sequence[Job], finished: set[Job]) -> Job | None:
 
 def failure(job: Job, code: int) -> str:
     """What went wrong with a command, by its process's exit code, which is negative when it was killed."""
-    if code < 0:
+    if code == -signal.SIGKILL:
         return f"{job.name} was killed, perhaps out of memory: try a smaller --jobs"
-    said = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+    log = job.log.read_text(errors="replace") if job.log.is_file() else ""
+    said = [line.strip() for line in log.splitlines() if line.strip()] or ["nothing"]
     return f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
 
 
@@ -177,8 +178,10 @@ def start_fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
     # Inherited by all: Ctrl-C is for the driver, which then asks its commands to save.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before, here = signal.signal(signal.SIGINT, signal.SIG_IGN), Path.cwd()
+    os.chdir(ROOT)  # from where it imports
     ensure_running()
+    os.chdir(here)
     signal.signal(signal.SIGINT, before)
     return context
 

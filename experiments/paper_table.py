@@ -94,9 +94,10 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
             raise InputError("--few_labels_options is of images with one label each, and has no effect here")
         if args.data_path:
             changes["output_dir"] = OUTPUT / scenes_name(args.data_path)
-    changes |= {name: getattr(args, name) for name in ("data_path", "output_dir", "weights") if getattr(args, name)}
+    given = {name: getattr(args, name) for name in ("data_path", "output_dir", "weights")}
+    changes |= {name: path.resolve() for name, path in given.items() if path}  # commands run in other folders
     if args.arch:
-        changes |= {"arch": args.arch, "model": args.arch, "weights": args.weights}
+        changes |= {"arch": args.arch, "model": args.arch, "weights": changes.get("weights")}
     if args.model_kwargs:
         changes["model_kwargs"] = shlex.join(args.model_kwargs)
     for name, given in (("finetuning", args.finetuning_options), ("few_labels", args.few_labels_options)):

@@ -406,11 +406,12 @@ def tiny_options(pool, backbone) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished_table(tiny_options, tmp_path_factory) -> Path:
-    """The output folder of a comparison: one seed, one budget, one epoch."""
+    """The output folder, given relative to where it was called, of a comparison: one seed, one budget, one epoch."""
     out = tmp_path_factory.mktemp("comparison") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 1"])
+        patch.chdir(out.parent)
+        main([*tiny_options, "--output_dir", "out", "--finetuning_options=--epochs 1"])
     return out
 
 

@@ -200,6 +200,14 @@ def test_excluded_samples_are_not_taken_even_where_they_equal_a_prototype():
     assert len(chosen) == 20 and min(chosen) >= 50
 
 
+@pytest.mark.parametrize("budget", [True, 1.5, None])
+def test_a_budget_is_a_whole_number_of_any_kind(budget):
+    rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    assert len(select(rows, np.int64(3), max_iter=1, device="cpu").indices) == 3
+    with pytest.raises(InputError, match="a budget is a whole number of samples, not"):
+        select(rows, budget)
+
+
 def test_the_largest_of_nested_budgets_must_fit_too(feature_path):
     excluded = write_ids(feature_path, "excluded.json", list(range(150)))
     with pytest.raises(InputError, match="it must be from 1 to 50"):

@@ -483,6 +483,12 @@ def test_the_least_certain_images_are_a_list_to_label_without_those_that_are(pho
     known = {row["path"] for row in read_csv(labels)}
     open_rows = sorted((row for row in rows if row["path"] not in known), key=lambda row: float(row["margin"]))
     assert {row["path"] for row in listed} == {row["path"] for row in open_rows[:4]}
+    elsewise = write_csv(
+        tmp_path / "elsewise.csv", [(f"./x/../{row['path']}", row["label"]) for row in read_csv(labels)]
+    )
+    options = "--least_certain", 4, "--labels", elsewise
+    run_predict(trained / "checkpoint.pth", photos, tmp_path / "p.csv", *options)
+    assert read_csv(tmp_path / "p_least_certain.csv") == listed
     assert {row["label"] for row in listed} == {""} and listed[0]["predicted"] == open_rows[0]["label"]
 
 
@@ -532,6 +538,16 @@ def test_images_that_the_model_cannot_take_are_told_why(trained, tmp_path, capsy
     with pytest.raises(InputError, match="none of the 1 images can be used: an image is 40x48 pixels"):
         run_predict(trained / "checkpoint.pth", tmp_path / "pool", tmp_path / "q.csv")
     assert not (tmp_path / "q.csv").exists()
+
+
+def test_a_model_of_a_single_class_is_refused(photos, trained, tmp_path):
+    checkpoint = torch.load(trained / "checkpoint.pth", weights_only=True)
+    checkpoint["run"]["classes"] = ["ant"]
+    for name in ("head.weight", "head.bias"):
+        checkpoint["model"][name] = checkpoint["model"][name][:1]
+    torch.save(checkpoint, tmp_path / "one.pth")
+    with pytest.raises(InputError, match="knows only 'ant': there is nothing to predict"):
+        run_predict(tmp_path / "one.pth", photos, tmp_path / "p.csv")
 
 
 def test_an_image_alone_in_its_batch_is_predicted(photos, trained, tmp_path):

@@ -212,9 +212,18 @@ def test_a_run_that_starts_over_keeps_the_checkpoints_of_the_one_before(pool, ba
     kept = (tmp_path / "out" / "checkpoint.pth").read_bytes(), (tmp_path / "out" / "log.txt").read_text()
     again = [option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"]
     main(again)
-    assert (
-        f"held another run: its checkpoints, log and summary are in {tmp_path}/out/previous" in capsys.readouterr().out
-    )
+    said = f"starting anew: checkpoints, log and summary of the run before are in {tmp_path}/out/previous"
+    assert said in capsys.readouterr().out
     previous = tmp_path / "out" / "previous"
     assert ((previous / "checkpoint.pth").read_bytes(), (previous / "log.txt").read_text()) == kept
     assert (previous / "summary.json").is_file() and (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_a_move_of_old_checkpoints_that_was_killed_loses_none(pool, backbone, tmp_path):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 1]
+    main(options(pool, backbone, tmp_path / "out", *given))
+    kept = {name: (tmp_path / "out" / name).read_bytes() for name in ("checkpoint.pth", "best_checkpoint.pth")}
+    (tmp_path / "out" / ".previous").mkdir()
+    (tmp_path / "out" / "checkpoint.pth").rename(tmp_path / "out" / ".previous" / "checkpoint.pth")
+    main([option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"])
+    assert {name: (tmp_path / "out" / "previous" / name).read_bytes() for name in kept} == kept

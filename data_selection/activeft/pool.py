@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Candidates:
         left = len(self.open_indices())
         if not left:
             raise InputError(f"nothing is left to choose: all {self.n} samples are labelled or excluded")
-        if type(budget) is not int:
+        if not isinstance(budget, Integral) or isinstance(budget, bool):
             raise InputError(f"a budget is a whole number of samples, not {budget!r}")
         if not 1 <= budget <= left:
             kept = f", of which {self.n - left} are labelled or excluded" if left < self.n else ""

@@ -31,15 +31,10 @@ from common.subset_file import (
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.selection import Selection
 from data_selection.evidence.duplicates import duplicate_of
-from data_selection.sample_tools.subset_export import (
-    LONGEST_NAME,
-    add_export_options,
-    check_exports,
-    export,
-    represented,
-)
+from data_selection.sample_tools.subset_export import add_export_options, check_exports, export, represented
 
 Method = Callable[[Pool, int], Selection]
+LONGEST_NAME = 230  # bytes, of the 255 that file systems allow, as names beside it are longer
 
 
 def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent: str) -> None:
@@ -161,7 +156,8 @@ def check_names(args: argparse.Namespace, subsets: Sequence[Path]) -> None:
     """Raises InputError where a file that will be written has no possible name, or is one that is read."""
     for subset in subsets:
         if len(os.fsencode(subset.name)) > LONGEST_NAME:
-            raise InputError(f"the name {subset.name} is too long for a file: give a shorter one with --filename")
+            remedy = "fewer budgets" if args.nested else "a shorter one with --filename"
+            raise InputError(f"the name {subset.name} is too long for a file: give {remedy}")
     feature_file = Path(args.feature_path)
     lists = [*(args.labeled_ids or ()), args.exclude_ids, getattr(args, "core_ids", None)]
     check_spares(
