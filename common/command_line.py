@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -90,6 +92,9 @@ def run(main: Callable[[], object]) -> NoReturn:
     except InputError as error:
         # A DataLoader worker hands an error over with its traceback in front: only the last line is for the user.
         sys.exit(_report(f"error: {str(error).rsplit('InputError: ', 1)[-1]}", 2))
+    except BrokenPipeError:  # whoever reads the output, `| head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         sys.exit(_report(f"error: {error}", 2))
     except (MemoryError, RuntimeError) as error:  # torch has an OutOfMemoryError for GPUs, a RuntimeError for the CPU

@@ -47,6 +47,15 @@ def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path, capsys):
     assert line.startswith("error: ") and "other/file" in line
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "from common.command_line import run; run(lambda: [print('line', flush=True) for _ in range(100_000)])"
+    done = subprocess.run(
+        f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}',
+        shell=True, executable="/bin/bash", cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 141)
+
+
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
