@@ -33,7 +33,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 from common.command_line import ArgumentParser, number, run, seed_number
 from common.cpus import worker_count
 from common.errors import InputError
-from common.files import atomic_file, make_output_dir, scenes_name, split_folder, write_json
+from common.files import atomic_file, locked, make_output_dir, scenes_name, split_folder, write_json
 from deit.recipe_options import parse_args as parse_finetuning_options
 from experiments.protocols import METHODS, OUTPUT, PROTOCOLS, READOUTS, Protocol
 from segmenter.recipe_options import parse_args as parse_segmentation_options
@@ -179,12 +179,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join(comparison.commands))
         return
-    make_output_dir(protocol.output_dir)
-    try:
-        comparison.run(slots_for(protocol, args.jobs))
-    finally:  # a table of what there is, when it is stopped
-        if results := comparison.results():
-            write_table(protocol, results)
+    with locked(make_output_dir(protocol.output_dir)):
+        try:
+            comparison.run(slots_for(protocol, args.jobs))
+        finally:  # a table of what there is, when it is stopped
+            if results := comparison.results():
+                write_table(protocol, results)
 
 
 if __name__ == "__main__":

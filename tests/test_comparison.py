@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_VIT_OPTIONS
-from test_errors_end import processes_of
+from test_errors_end import HOLDER, processes_of
 
 from common.errors import InputError
 from common.readouts import fit_readout
@@ -593,3 +593,16 @@ def test_what_the_fork_server_loads_is_there():
 
 def test_the_makefile_runs_the_digits_table():
     assert "experiments/paper_table.py --dataset digits" in (ROOT / "Makefile").read_text()
+
+
+def test_two_comparisons_do_not_write_into_one_folder(finished_table, tiny_options):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(finished_table)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="is in use by process"):
+            main([*tiny_options, "--output_dir", str(finished_table), "--finetuning_options=--epochs 1"])
+    finally:
+        holder.kill()
+        holder.wait()
