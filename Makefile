@@ -13,7 +13,7 @@ table: $(INSTALLED)
 	$(VENV)/bin/python experiments/paper_table.py --dataset digits
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q -n auto --dist loadgroup
+	$(VENV)/bin/python -m pytest -q -n auto
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo 2>&1

@@ -30,8 +30,6 @@ from experiments.table import columns_of, differences_of, markdown
 
 HIGH, LOW, WIDE = [90.0, 91.0, 92.0], [70.0, 71.0, 72.0], [60.0, 80.0, 120.0]
 
-pytestmark = pytest.mark.xdist_group("comparison")  # one process makes the finished table for all
-
 
 def results_of(columns: dict[float, dict[str, list[float]]], readout: str = "finetuned") -> list[Result]:
     return [
