@@ -8,7 +8,6 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,7 +19,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.files import atomic_file, checksum, kind_of_file
+from common.files import atomic_file, check_given, checksum, kind_of_file
 
 Weights = dict[str, Tensor]
 
@@ -38,15 +37,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises InputError when the file is missing, truncated, or holds anything but tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} is {'a folder' if path.is_dir() else 'not there'}")
+    check_given([str(path)], "checkpoint")
     kind = kind_of_file(path) or ""
     is_torch = "zip archive" in kind or "pickle" in kind
     try:
         if "safetensors" in kind or (path.suffix == ".safetensors" and not is_torch):
             return safetensors.torch.load_file(path)
         # The published checkpoints keep their options in a Namespace, which is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file, quiet():
+        known = torch.serialization.safe_globals([argparse.Namespace])
+        with known, path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of old pickles: they are read, or come to one error anyway
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if kind and not is_torch:
@@ -63,14 +63,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     return checkpoint
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's warning of old pickles, which come to one error anyway where they are no plain tensors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 def download_checkpoint(url: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from common.image_list import ListedImage, some
+from common.image_list import ListedImage, place_of, some
 
 if TYPE_CHECKING:
     from common.hf_images import HFImages
@@ -74,9 +74,8 @@ class PoolPaths(NamedTuple):
 
     def indices_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
         """The indices in the pool of these images. Raises InputError for images that are not in it."""
-        row_of = {os.path.normpath(path): row for row, path in enumerate(self.paths)}
-        row_of |= {os.path.normpath(f"{self.root}/{path}"): row for path, row in row_of.items()}
-        rows = {image.path: row_of.get(os.path.normpath(image.path)) for image in images}
+        row_of = {place_of(file): row for row, file in enumerate(self.files())}
+        rows = {image.path: row_of.get(place_of(Path(self.root, image.path))) for image in images}
         outside = [path for path, row in rows.items() if row is None]
         if outside:
             raise InputError(f"{option}: {some(outside)} of {len(images)} images are not in the pool {self.root}")

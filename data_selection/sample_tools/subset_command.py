@@ -168,12 +168,12 @@ def check_names(args: argparse.Namespace, subsets: Sequence[Path]) -> None:
 
 def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
     """The samples that are so similar to a labelled or an earlier one; found by one process, which tells the others."""
-    mask = torch.zeros(len(features), device=processes.device)
-    if processes.is_main:
-        group = duplicate_of(read_rows(features, processes.device), similarity, labeled)
-        mask[group != torch.arange(len(group), device=group.device)] = 1
-    processes.sum(mask)
-    return mask.nonzero().squeeze(1).tolist()
+
+    def found() -> list[int]:
+        group = duplicate_of(read_rows(features, processes.device), similarity, labeled).cpu()
+        return (group != torch.arange(len(group))).nonzero().squeeze(1).tolist()
+
+    return processes.from_main(found)
 
 
 def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
