@@ -130,26 +130,6 @@ class ImageFiles(Dataset):
         return self
 
 
-class FlatImageFolder(ImageFiles):
-    """All images directly in one folder, in the order of their names, without labels (-1)."""
-
-    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
-        paths = (str(path) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file())
-        super().__init__(root, [(path, NO_LABEL) for path in paths], [], transform, loader)
-
-
-class ClassFolders(ImageFiles):
-    """`<root>/<class>/**`: classes and images in the order of their names, as torchvision's ImageFolder has them.
-
-    Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
-    """
-
-    def __init__(self, root: Path, transform: Transform | None = None, loader: Loader = open_rgb):
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
-        samples = [(path, label) for label, name in enumerate(classes) for path in images_below(str(root / name))]
-        super().__init__(root, samples, classes, transform, loader)
-
-
 class ListedImages(ImageFiles):
     """The images of a list, in its order, relative to `root`; classes are its labels, sorted, or those given."""
 
@@ -217,32 +197,38 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
 
 
-def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ClassFolders:
-    """`<root>/<class>/*`, the ImageNet layout: classes and images in the order of their names.
+def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
+    """`<root>/<class>/**`: classes and images in the order of their names, as torchvision's ImageFolder has them.
 
+    Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
     Raises InputError when the folder is missing, or has no class folders with an image.
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
     try:
-        folders = ClassFolders(root, transform, loader)
+        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+        samples = [(path, label) for label, name in enumerate(classes) for path in images_below(str(root / name))]
     except OSError as error:
         raise InputError(f"image folder {root} cannot be used: {error}") from None
-    if not folders.classes:
+    if not classes:
         raise InputError(f"image folder {root} cannot be used: it has no class folders")
-    return folders.not_empty()
+    return ImageFiles(root, samples, classes, transform, loader).not_empty()
 
 
-def image_folder(
-    root: Path, transform: Transform | None = None, loader: Loader = open_rgb
-) -> ClassFolders | FlatImageFolder:
+def flat_folder(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
+    """All images directly in one folder, if there are any, in the order of their names, without labels (-1)."""
+    paths = (str(path) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file())
+    return ImageFiles(root, [(path, NO_LABEL) for path in paths], [], transform, loader)
+
+
+def image_folder(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
     """Any folder of images: class folders, or all images flat in it.
 
     Raises InputError when it is missing, empty, or both at once (which images have labels could only be guessed).
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} is not there")
-    flat = FlatImageFolder(root, transform, loader)
+    flat = flat_folder(root, transform, loader)
     subfolders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
     if flat.samples and subfolders:
         raise InputError(

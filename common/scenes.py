@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
-from common.images import FlatImageFolder, Transform, formats
+from common.images import ImageFiles, Transform, flat_folder, formats
 
 IGNORED = -1  # the class of a pixel that counts for nothing
 UNKNOWN = -2
@@ -107,11 +107,11 @@ def mask_labels(args: argparse.Namespace, root: Path) -> MaskLabels:
     return MaskLabels(names, args.ignore_label, args.reduce_zero_label)
 
 
-def scene_images(folder: Path, transform: Transform | None = None) -> FlatImageFolder:
+def scene_images(folder: Path, transform: Transform | None = None) -> ImageFiles:
     """The images of a split, in the order of their names. Raises InputError when there are none."""
     if not folder.is_dir():
         raise InputError(f"image folder {folder} is not there: the layout is <folder>/images/{{training,validation}}")
-    return FlatImageFolder(folder, transform).not_empty()
+    return flat_folder(folder, transform).not_empty()
 
 
 def mask_of(image: Path) -> Path:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from common.errors import InputError
 from common.files import checksum, split_folder
-from common.images import ClassFolders, ImageFiles, ListedImages, Transform, cifar, class_folders
+from common.images import ImageFiles, ListedImages, Transform, cifar, class_folders
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from deit.augmentation import eval_transform, train_transform
@@ -136,7 +136,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         identity["val_images"] = describe_images(val)
     if args.data_set.endswith("SUBSET"):
         subsets = {path: read_subset_ids(path, len(train)) for path in args.subset_ids}
-        names = [path for path, _ in train.samples] if isinstance(train, ClassFolders) else []
+        names = [path for path, _ in train.samples] if isinstance(train, ImageFiles) else []
         notes += filter(None, (note_on_pool(path, ids, len(train), names) for path, ids in subsets.items()))
         prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
         here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
@@ -158,7 +158,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     return FinetuningData(train, val, transforms[False], list(classes), identity, notes, others)
 
 
-def share_classes(train: ClassFolders, val: ClassFolders) -> list[str]:
+def share_classes(train: ImageFiles, val: ImageFiles) -> list[str]:
     """Number the labels of both splits by the classes of both: a class that only one of them has is a class.
 
     Returns: their names. Raises: InputError when the splits have no class in common.
