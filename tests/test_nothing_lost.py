@@ -58,7 +58,7 @@ import json, os, sys
 sys.path[:0] = json.loads(sys.stdin.readline())
 import torch
 torch.set_num_threads(1)
-from deit.main import main
+IMPORTS
 for line in sys.stdin:
     child = os.fork()
     if child:
@@ -82,8 +82,8 @@ for line in sys.stdin:
 class Nursery:
     """Starts runs of main.py, or of another script whose imports are given, that can be killed, one at a time."""
 
-    def __init__(self, imports: str = "from deit.main import main"):
-        self.program = NURSERY.replace("from deit.main import main", imports)
+    def __init__(self, imports: str = "import deit.finetuning; from deit.main import main"):
+        self.program = NURSERY.replace("IMPORTS", imports)
 
     def __enter__(self) -> "Nursery":
         command = [sys.executable, "-c", self.program]
