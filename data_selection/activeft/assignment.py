@@ -132,12 +132,13 @@ class NearestPrototypes:
         beyond = reach + self.path[some]
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
         chunk = self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)
-        buffer = torch.empty(chunk, m)
+        # New ones for every chunk would leave holes in memory.
+        buffer, is_above = torch.empty(chunk, m), torch.empty(-(-chunk * m // 8), 8, dtype=torch.bool)
         for piece in chunks(len(self.features), chunk):
             bounding_rows = self.vectors[piece]
             # How far similarities would come above the floor: (chunk, e + 2) x (e + 2, m) -> (chunk, m)
             above = torch.mm(bounding_rows, vectors, out=buffer[: len(bounding_rows)]).view(-1)
-            places = positive_places(above)
+            places = positive_places(above, is_above)
             row, column = places // m, places % m
             rows.append((row + piece.start).int())
             columns.append(some.index_select(0, column).int())
@@ -188,9 +189,13 @@ def bounding(rows: Tensor, axes: Tensor) -> Tensor:
     return torch.cat([inside, outside[:, None]], dim=1)
 
 
-def positive_places(values: Tensor) -> Tensor:
-    """Where values (p,) are positive, ascending; where few are, twice as fast as nonzero(), as eights are looked at."""
-    positive = torch.zeros(-(-len(values) // 8), 8, dtype=torch.bool)
+def positive_places(values: Tensor, buffer: Tensor) -> Tensor:
+    """Where values (p,) are positive, ascending; where few are, twice as fast as nonzero(), as eights are looked at.
+
+    buffer: for at least as many truth values, in eights (p / 8, 8).
+    """
+    positive = buffer[: -(-len(values) // 8)]
+    positive[-1] = False  # also what is beyond the values
     torch.gt(values, 0, out=positive.view(-1)[: len(values)])
     eights = positive.view(torch.int64).nonzero()[:, 0]
     which, place = positive.index_select(0, eights).nonzero().unbind(1)
