@@ -35,19 +35,16 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Two-sided p-value of Welch's t-test (unequal variances); None when one of the samples has a single value.
 
-    Where neither has any spread, as with a choice and a readout that take no seed, the test is undefined: p is 1 when
-    they are equal, else 0.
+    None also where neither has any spread: seeds without effect are one sample, however many they are.
     """
-    if min(len(first), len(second)) < 2:
-        return None
     (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
-    if std1 == std2 == 0:
-        return float(mean1 == mean2)
+    if None in (std1, std2) or std1 == std2 == 0:
+        return None
     return float(ttest_ind_from_stats(mean1, std1, len(first), mean2, std2, len(second), equal_var=False).pvalue)
 
 
 def paired(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the paired t-test; None of a single pair. Without any spread as in `welch`.
+    """Two-sided p-value of the paired t-test; None of a single pair, or where all differences are the same.
 
     It is Welch's test against zeros: a sample without spread takes no part in the standard error and its degrees of
     freedom.

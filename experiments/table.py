@@ -132,7 +132,8 @@ def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
         f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, corrected by Holm's method. In the "
         "table of each readout, all comparisons with Random, at all budgets together, are one family, and all "
         "comparisons with the highest means of the columns another; p-values below are corrected. A method without a "
-        "seed selects the same images every time: its frozen readouts have no spread.",
+        "seed selects the same images every time: its frozen readouts have no spread, nor have trainings that draw "
+        "nothing at random. Where neither side of a comparison has any, nothing is tested.",
     ]
     if compared:
         lines.append(
