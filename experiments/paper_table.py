@@ -1,6 +1,6 @@
 """The paper's table, measured: methods x budgets x seeds through selection, finetuning and readouts.
 
-    python experiments/paper_table.py --dataset digits      # make table: about 40 minutes on 2 cores, offline
+    python experiments/paper_table.py --dataset digits      # make table: about an hour on 2 cores, offline
     python experiments/paper_table.py --dataset CIFAR10     # one GPU per command, as many at a time as there are GPUs
     python experiments/paper_table.py --dataset CIFAR100 --methods activeft random --percents 2 5 --seeds 0 1 2 3 4
     python experiments/paper_table.py --dataset ImageNet --data_path ~/data     # ~/data/ImageNet/{train,val}/<class>/*
