@@ -76,10 +76,8 @@ def load(source: str, split: str) -> Any:
             loaded = datasets.load_from_disk(str(path))
         elif files:
             loaded = datasets.load_dataset("parquet", data_files=files, split="train")
-        elif path.exists():
-            loaded = datasets.load_dataset(str(path))
         else:
-            loaded = datasets.load_dataset(source)
+            loaded = datasets.load_dataset(str(path) if path.exists() else source)
     except Exception as error:  # of pyarrow, fsspec, the hub's client, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the data set {source}: {reason}") from None

@@ -122,11 +122,10 @@ def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImag
 
 def notes_on(labelled: Sequence[ListedImage], option: str) -> list[str]:
     """What the user should know of these labels: images that no selection chose, spellings that look like slips."""
-    added = sum(image.added for image in labelled)
-    notes = [f"{option}: {added} labelled images were not chosen by the selection, and are used all the same"] * (
-        added > 0
-    )
-    return notes + [f"{option}: {hint}" for hint in spelling_hints(image.label for image in labelled)]
+    notes = spelling_hints(image.label for image in labelled)
+    if added := sum(image.added for image in labelled):
+        notes = [f"{added} labelled images were not chosen by the selection, and are used all the same", *notes]
+    return [f"{option}: {note}" for note in notes]
 
 
 def spelling_hints(labels: Iterable[str]) -> list[str]:

@@ -231,7 +231,7 @@ class KeptBatches:
             free -= sum(part.nbytes for part in batch)
             if free >= 0:
                 batches.append([part.clone() if part.is_shared() else part for part in batch])
-            elif batches:
+            else:
                 batches.clear()
             yield batch
         if free >= 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from common.errors import InputError
@@ -40,7 +40,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTATION = 0x0112
 REPAIR = "repair or remove it"
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # they have no 32-bit integers, but some Pillows open 16 bits as mode I
 
@@ -103,7 +102,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _turned_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     try:  # after decoding: some decoders turn the image themselves, and then drop the orientation
-        turn = TURNS.get(source.getexif().get(ORIENTATION))
+        turn = TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged metadata
         return rgb
     return rgb if turn is None else rgb.transpose(turn)

@@ -71,9 +71,8 @@ def as_linear_layer(readout: Pipeline, classes: int) -> tuple[np.ndarray, np.nda
 def best_strength(features: np.ndarray, labels: np.ndarray) -> float:
     """C, the inverse strength of the regularisation, by cross-validation on the labelled samples alone.
 
-    The C of the least log-loss over 5 folds. A sample whose class is in no
-    other fold says nothing of it and is left out. With fewer than two samples per class on average that would be most
-    of them: C is then 1.
+    The C of the least log-loss over 5 folds. A sample whose class is in no other fold says nothing of it and is left
+    out. With fewer than two samples per class on average that would be most of them: C is then 1.
     """
     classes = np.unique(labels)
     if len(labels) < 2 * len(classes) or len(classes) < 2:

@@ -42,8 +42,39 @@ class Backbone:
     avgpool_patchtokens: bool = False
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (b, 3, h, w), normalised -> (b, d)."""
-        return image_features(self.network, images, self.n_last_blocks, self.avgpool_patchtokens)
+        """The [CLS] tokens of normalised images (b, 3, h, w), after the final norm, of the last blocks in depth order.
+
+        avgpool_patchtokens interleaves the [CLS] token with the mean patch token, as DINO's linear evaluation does:
+        cls_0, mean_0, cls_1, mean_1, ... Register tokens are never part of it. A network without a class token, or
+        with attention pooling, gives its pooled output.
+        Returns: (b, n_last_blocks * d), (b, 2 d) or (b, d).
+        """
+        network, n = self.network, self.n_last_blocks
+        if self.uses_own_pooling():
+            return network(images)  # (b, 3, h, w) -> (b, d)
+        blocks = network.forward_intermediates(
+            images, indices=n, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )  # [((b, h*w, d) patches, (b, 1 + registers, d) class token first)]
+        class_tokens = torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)
+        if not self.avgpool_patchtokens:
+            return class_tokens
+        mean_patch = blocks[-1][0].mean(dim=1)
+        return torch.stack([class_tokens, mean_patch], dim=-1).flatten(1)  # (b, d, 2) -> (b, 2 d)
+
+    def feature_kind(self) -> str:
+        """The feature in words."""
+        if self.uses_own_pooling():
+            pool = getattr(self.network, "global_pool", "")
+            return f"the model's own pooling ({pool})" if isinstance(pool, str) and pool else "the model's own pooling"
+        if self.avgpool_patchtokens:
+            return "CLS interleaved with the mean patch token"
+        return "CLS" if self.n_last_blocks == 1 else f"CLS of the last {self.n_last_blocks} blocks"
+
+    def uses_own_pooling(self) -> bool:
+        """Whether the feature is what the network pools itself: without a class token, or where it learned to pool."""
+        one_token = self.n_last_blocks == 1 and not self.avgpool_patchtokens
+        learned = one_token and getattr(self.network, "global_pool", None) == "map"
+        return learned or not has_class_token(self.network)
 
     def describe(self) -> dict[str, Any]:
         """What the features are, for the sidecar of the feature file.
@@ -57,8 +88,7 @@ class Backbone:
         except (AssertionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.model} cannot take images of {size}x{size}: {reason}") from None
-        token = feature_kind(self.network, self.n_last_blocks, self.avgpool_patchtokens)
-        named = {"model": self.model, "weights": self.weights, "feature": token, "d": d}
+        named = {"model": self.model, "weights": self.weights, "feature": self.feature_kind(), "d": d}
         return named | self.preprocessing.described()
 
 
@@ -124,41 +154,3 @@ def has_class_token(network: nn.Module) -> bool:
         return False
     forward: Callable = getattr(network, "forward_intermediates", lambda: None)
     return "return_prefix_tokens" in inspect.signature(forward).parameters
-
-
-def uses_own_pooling(network: nn.Module, n_last_blocks: int, avgpool_patchtokens: bool) -> bool:
-    """Whether the feature is what the network pools itself: without a class token, or where it learned to pool."""
-    learned = getattr(network, "global_pool", None) == "map" and n_last_blocks == 1 and not avgpool_patchtokens
-    return learned or not has_class_token(network)
-
-
-def feature_kind(network: nn.Module, n_last_blocks: int = 1, avgpool_patchtokens: bool = False) -> str:
-    """The feature in words, as `image_features` computes it."""
-    if uses_own_pooling(network, n_last_blocks, avgpool_patchtokens):
-        pool = getattr(network, "global_pool", "")
-        return f"the model's own pooling ({pool})" if isinstance(pool, str) and pool else "the model's own pooling"
-    if avgpool_patchtokens:
-        return "CLS interleaved with the mean patch token"
-    return "CLS" if n_last_blocks == 1 else f"CLS of the last {n_last_blocks} blocks"
-
-
-def image_features(
-    network: nn.Module, images: Tensor, n_last_blocks: int = 1, avgpool_patchtokens: bool = False
-) -> Tensor:
-    """Features of images (b, 3, h, w): the [CLS] tokens, after the final norm, of the last blocks, in depth order.
-
-    avgpool_patchtokens interleaves the [CLS] token with the mean patch token, as DINO's linear evaluation does:
-    cls_0, mean_0, cls_1, mean_1, ... Register tokens are never part of it. A network without a class token, or with
-    attention pooling, gives its pooled output.
-    Returns: (b, n_last_blocks * d), (b, 2 d) or (b, d).
-    """
-    if uses_own_pooling(network, n_last_blocks, avgpool_patchtokens):
-        return network(images)  # (b, 3, h, w) -> (b, d)
-    blocks = network.forward_intermediates(
-        images, indices=n_last_blocks, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
-    )  # [((b, h*w, d) patches, (b, 1 + registers, d) class token first)]
-    class_tokens = torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)
-    if not avgpool_patchtokens:
-        return class_tokens
-    mean_patch = blocks[-1][0].mean(dim=1)
-    return torch.stack([class_tokens, mean_patch], dim=-1).flatten(1)  # (b, d, 2) -> (b, 2 d)

@@ -131,8 +131,7 @@ def fingerprint(args: argparse.Namespace, backbone: Backbone, pool: Dataset) -> 
 def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:
     """The precision of --amp; on a CPU without AMX, which computes slower in bfloat16, that of float32."""
     if name == "bf16" and processes.device.type == "cpu" and not has_fast_bfloat16():
-        if processes.is_main:
-            print("--amp bf16: this processor has no AMX and is faster in float32, which is used")
+        processes.report("--amp bf16: this processor has no AMX and is faster in float32, which is used")
         return None
     return amp_dtype_of(name, processes.device)
 

@@ -1,6 +1,7 @@
 """The published recipe's transforms: of the images that are trained on, and of those that are evaluated."""
 
 import argparse
+from functools import partial
 
 import torchvision.transforms as T
 from PIL import Image
@@ -41,29 +42,24 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
         raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
     if size <= SMALL_IMAGE:
         crop = T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)
-        transform.transforms[:1] = [ExactSize(size), crop]
+        transform.transforms[:1] = [partial(of_size, size), crop]
     return transform
 
 
 def eval_transform(size: int) -> T.Compose:
     """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
     if size <= SMALL_IMAGE:
-        return T.Compose([ExactSize(size), T.PILToTensor()])
+        return T.Compose([partial(of_size, size), T.PILToTensor()])
     resized = int(EVAL_RESIZE * size)
     resize = T.Resize(resized, interpolation=InterpolationMode.BICUBIC)
     return T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
 
 
-class ExactSize:
-    """Passes images of one size, and raises InputError for any other."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size != (self.size, self.size):
-            raise InputError(
-                f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "
-                f"is resized: all must be {self.size}x{self.size}"
-            )
-        return image
+def of_size(size: int, image: Image.Image) -> Image.Image:
+    """The image. Raises InputError when it is of another size."""
+    if image.size != (size, size):
+        raise InputError(
+            f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "
+            f"is resized: all must be {size}x{size}"
+        )
+    return image

@@ -111,26 +111,23 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transforms, notes, others = {True: None, False: eval_transform(input_size(args))}, [], ()
+    transform, notes, others = eval_transform(input_size(args)), [], ()
     if name.startswith("CIFAR"):
-        train, val = (cifar(name, root, is_train, transforms[is_train]) for is_train in (True, False))
-        classes = train.classes
+        train, val = cifar(name, root, train=True), cifar(name, root, train=False, transform=transform)
     elif name == "IMNET":
         # Either the layout itself, or the folder that feature extraction looks for it in.
         root = root if (root / "train").is_dir() else root / "ImageNet"
-        train, val = (class_folders(split_folder(root, is_train), transforms[is_train]) for is_train in (True, False))
-        classes = share_classes(train, val)
+        train = class_folders(split_folder(root, train=True))
+        val = class_folders(split_folder(root, train=False), transform)
+        share_classes(train, val)
     elif name == "CSV":
-        train, val, notes = labelled_lists(args, transforms[False])
+        train, val, notes = labelled_lists(args, transform)
         others = other_images(args, (train, val)) if args.unlabelled else ()
-        classes = train.classes
     else:
         year = {"INAT": "2018", "INAT19": "2019"}[name]
-        train, val = (
-            inaturalist(root, year, split, args.inat_category, transforms[split == "train"])
-            for split in ("train", "val")
-        )
-        classes = train.classes
+        train = inaturalist(root, year, "train", args.inat_category)
+        val = inaturalist(root, year, "val", args.inat_category, transform)
+    classes = list(train.classes)
     identity = {"train_images": describe_images(train)}
     if val is not None:
         identity["val_images"] = describe_images(val)
@@ -155,13 +152,13 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     train_transform(args)(train[0][0])
     if val is not None:
         val[0]
-    return FinetuningData(train, val, transforms[False], list(classes), identity, notes, others)
+    return FinetuningData(train, val, transform, classes, identity, notes, others)
 
 
-def share_classes(train: ImageFiles, val: ImageFiles) -> list[str]:
+def share_classes(train: ImageFiles, val: ImageFiles) -> None:
     """Number the labels of both splits by the classes of both: a class that only one of them has is a class.
 
-    Returns: their names. Raises: InputError when the splits have no class in common.
+    Raises: InputError when the splits have no class in common.
     """
     if not set(train.classes) & set(val.classes):
         raise InputError(f"{train.root} and {val.root} have no class folder in common: {train.classes[0]}, say")
@@ -170,7 +167,6 @@ def share_classes(train: ImageFiles, val: ImageFiles) -> list[str]:
     for split in (train, val):
         split.samples = [(path, number[split.classes[label]]) for path, label in split.samples]
         split.classes = classes
-    return classes
 
 
 def labels_of(images: Dataset) -> list[int]:

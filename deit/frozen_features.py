@@ -52,7 +52,6 @@ class FrozenFeatures:
 def probe(kind: str, features_of: FrozenFeatures, data: FinetuningData, processes: Processes) -> dict[str, Any]:
     """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
 
-    linear: logistic regression on standardised features. knn: nearest neighbours, weighted by similarity.
     Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
     """
     if processes.size > 1:

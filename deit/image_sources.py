@@ -66,7 +66,7 @@ def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform)
     return images, [os.path.relpath(path, images.root) for path, _ in images.samples], images.root
 
 
-def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform | None) -> ImageFiles:
+def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform | None = None) -> ImageFiles:
     """One split of iNaturalist 2018 or 2019 in torchvision's layout, `<root>/<year>/<super category>/<category id>/*`.
 
     (departure) The published code reads the annotations for everything; here they tell the split (`<split><year>.json`)

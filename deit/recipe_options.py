@@ -48,7 +48,7 @@ NO_INFLUENCE = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Finetune a pretrained network on the chosen images.")
-    natural, whole = number(int, 1), number(int, 0)
+    natural, whole, on_or_off = number(int, 1), number(int, 0), argparse.BooleanOptionalAction
     share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
 
     group = parser.add_argument_group("run")
@@ -71,8 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dist-eval", action="store_true", help="divide the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
     add("--cache-mb", default=4096, type=whole, help="memory for decoded images, half of it for evaluation")
-    add("--pin-mem", default=True, action="store_true", help="pinned memory, copied faster to the GPU")
-    add("--no-pin-mem", dest="pin_mem", action="store_false")
+    add("--pin-mem", default=True, action=on_or_off, help="pinned memory, copied faster to the GPU")
     add("--world_size", default=1, type=natural, help="accepted for compatibility; has no effect: the launcher sets it")
 
     group = parser.add_argument_group("model")
@@ -84,8 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--drop-path", default=0.1, type=number(float, 0, below=1), help="stochastic depth rate of the last block")
     add("--head-init", default="fresh", choices=["fresh", "linear"], help="linear: start from that of --probe linear")
     add("--freeze", default="none", choices=["none", "backbone"], help="backbone: train the head alone, augmented")
-    add("--model-ema", default=True, action="store_true", help="keep a moving average of the weights")
-    add("--no-model-ema", dest="model_ema", action="store_false")
+    add("--model-ema", default=True, action=on_or_off, help="keep a moving average of the weights")
     add("--model-ema-decay", default=0.99996, type=share)
     add("--model-ema-warmup", action="store_true", help="let the decay grow to --model-ema-decay; for short runs")
     add("--model-ema-force-cpu", action="store_true", help="keep the moving average in main memory")
@@ -126,8 +124,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--aa", default="none", help="AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1, or none")
     add("--smoothing", default=0.1, type=number(float, 0, below=1), help="label smoothing")
     add("--train-interpolation", default="bicubic", choices=["random", "bilinear", "bicubic"])
-    add("--repeated-aug", default=True, action="store_true", help="draw every image of an epoch three times")
-    add("--no-repeated-aug", dest="repeated_aug", action="store_false")
+    add("--repeated-aug", default=True, action=on_or_off, help="draw every image of an epoch three times")
     add("--reprob", default=0.0, type=share, help="random erase probability")
     add("--remode", default="pixel", choices=["const", "rand", "pixel"])
     add("--recount", default=1, type=natural)

@@ -84,11 +84,9 @@ def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], pictu
             mean, std = distances[name].mean(axis=0), std_over_seeds(distances[name])
             axis.plot(iterations, mean, color=colour, label=name)
             axis.fill_between(iterations, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-        of_random = distances["random"]
-        axis.axhline(of_random.mean(), color="tab:orange", linestyle="--", label="random images")
-        axis.axhspan(
-            *(of_random.mean() + std_over_seeds(of_random) * np.array([-1, 1])), color="tab:orange", alpha=0.12
-        )
+        mean, std = distances["random"].mean(), std_over_seeds(distances["random"])
+        axis.axhline(mean, color="tab:orange", linestyle="--", label="random images")
+        axis.axhspan(mean - std, mean + std, color="tab:orange", alpha=0.12)
         axis.set(title=f"{budget} images", xlabel="iteration", ylabel="Earth Mover's Distance to the pool")
         axis.grid(alpha=0.3)
         axis.legend()

@@ -74,10 +74,9 @@ def augment(images: Tensor) -> Tensor:
 def cls_features(vit: nn.Module, images: Tensor) -> Tensor:
     """Return the [CLS] token after the final norm, (B, D), of images (B, 3, H, W) in 0..1."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from torchvision.transforms.functional import normalize
 
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
-    return vit.forward_features((images - mean) / std)[:, 0]
+    return vit.forward_features(normalize(images, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))[:, 0]
 
 
 def projection_head(width: int, hidden: int = 256, out: int = 64) -> nn.Sequential:

@@ -164,7 +164,7 @@ def selection(protocol: Protocol, features: Job, method: str, budget: float, see
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
     options = [
         f"{which} --feature_path {typed(features.result, 'data_selection')} {protocol.budget_option(budget)}",
-        f"--seed {seed} {protocol.device}".strip(),
+        f"--seed {seed} {protocol.device}",
         f"--output_dir {typed(folder, 'data_selection')} --filename subset.json",
         protocol.selection_options(method, budget),
     ]

@@ -14,7 +14,7 @@ from common import networks
 from common.checkpoints import load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import create_network, preprocessing
-from data_selection.backbones import Backbone, build_backbone, feature_kind, image_features
+from data_selection.backbones import Backbone, build_backbone
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,10 +70,10 @@ def test_registers_are_never_averaged_in(name):
     network, images = fresh(name, **SMALL), torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         tokens = network.forward_features(images)
-        features = image_features(network, images, avgpool_patchtokens=True)
+        features = Backbone(network, "", "", None, avgpool_patchtokens=True).features(images)
         torch.testing.assert_close(features[:, ::2], tokens[:, 0])
         torch.testing.assert_close(features[:, 1::2], tokens[:, 5:].mean(dim=1))
-        assert image_features(network, images, n_last_blocks=2)[:, 48:].equal(tokens[:, 0])
+        assert Backbone(network, "", "", None, n_last_blocks=2).features(images)[:, 48:].equal(tokens[:, 0])
 
 
 def test_the_published_names_keep_imagenets_statistics_and_224_pixels():
@@ -270,4 +270,4 @@ def test_a_name_without_a_tag_gets_the_weights_and_statistics_of_timms_default(n
     safetensors.torch.save_file(fresh(name, **TINY_VIT).state_dict(), folder / f"{name}.safetensors")
     backbone = build_backbone("vit_tiny_patch16_224", model_kwargs=TINY_VIT)
     assert isinstance(backbone, Backbone) and backbone.model == name and backbone.preprocessing.mean == HALF[0]
-    assert feature_kind(backbone.network) == "CLS"
+    assert backbone.feature_kind() == "CLS"

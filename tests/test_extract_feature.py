@@ -31,7 +31,7 @@ from common.feature_file import FeatureFile, read_features, unfinished
 from common.pool_paths import paths_file, read_pool_paths
 from common.processes import Processes
 from data_selection import extraction
-from data_selection.backbones import build_backbone, image_features
+from data_selection.backbones import Backbone, build_backbone
 from data_selection.extract_feature import main
 
 KILLS = 10
@@ -87,14 +87,14 @@ def test_features_equal_an_independent_forward_pass_row_by_row(pool, backbone, t
 def test_n_last_blocks_concatenates_class_tokens_in_depth_order(backbone):
     images = torch.randn(3, 3, 32, 32)
     tokens, _ = class_tokens(torch.load(backbone), images)
-    actual = image_features(tiny_vit(), images, n_last_blocks=2)
+    actual = Backbone(tiny_vit(), "", "", None, n_last_blocks=2).features(images)
     torch.testing.assert_close(actual.double(), torch.cat(tokens, dim=1), rtol=1e-3, atol=1e-3)
 
 
 def test_avgpool_interleaves_the_class_token_with_the_mean_patch_token(backbone):
     images = torch.randn(3, 3, 32, 32)
     tokens, mean_patch = class_tokens(torch.load(backbone), images)
-    actual = image_features(tiny_vit(), images, avgpool_patchtokens=True).double()
+    actual = Backbone(tiny_vit(), "", "", None, avgpool_patchtokens=True).features(images).double()
     assert actual.shape == (3, 48)
     torch.testing.assert_close(actual[:, ::2], tokens[-1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(actual[:, 1::2], mean_patch, rtol=1e-3, atol=1e-3)
@@ -170,8 +170,8 @@ def test_a_killed_extraction_leaves_no_feature_file_and_resumes_to_the_same_byte
     path = tmp_path / "killed" / whole.name
     # 30 batches of one image, each with a pause, so that the kill falls in the middle
     slow = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
-    slow += "import data_selection.backbones as b; f = b.image_features\n"
-    slow += "b.image_features = lambda *a: (time.sleep(0.2), f(*a))[1]\n"
+    slow += "from data_selection.backbones import Backbone as B; f = B.features\n"
+    slow += "B.features = lambda *a: (time.sleep(0.2), f(*a))[1]\n"
     slow += "from data_selection.extract_feature import main; main(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *options], cwd=ROOT / "data_selection", stderr=subprocess.DEVNULL
@@ -307,8 +307,8 @@ def test_resume_keeps_every_feature_that_is_still_valid_when_images_are_removed_
     for number, path in enumerate(damaged):
         path.unlink() if mend == "remove" else write_image(path, 50 + number)
     computed = []
-    seen = image_features
-    monkeypatch.setattr("data_selection.backbones.image_features", lambda *args: computed.append(1) or seen(*args))
+    seen = Backbone.features
+    monkeypatch.setattr(Backbone, "features", lambda *args: computed.append(1) or seen(*args))
     resumed = main(options)
     assert len(computed) == 1 + (0 if mend == "remove" else 3)  # one to learn the feature size
     whole = main(folder_options(tmp_path / "photos", backbone, tmp_path / "whole", "--batch_size_per_gpu", 1))

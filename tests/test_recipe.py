@@ -100,7 +100,7 @@ def test_without_flips_the_rest_of_the_augmentation_is_as_published():
 def test_small_images_are_padded_by_four_and_cropped_instead():
     size, crop, *_ = train_transform(options("--input-size", "32")).transforms
     assert isinstance(crop, T.RandomCrop) and (crop.size, crop.padding) == ((32, 32), 4)
-    assert size.size == 32
+    assert size.args == (32,)
 
 
 def test_evaluation_resizes_by_256_over_224_and_crops_the_centre():

@@ -136,12 +136,13 @@ def boundary_samples(
     centres = features[list(core)]  # (k, d)
     members = entering_order(features, members, core[own])
     rows, size = features[members], without_noise(len(members))
-    inside = torch.cat([distance(some @ rows[:size].T).mean(dim=1) for some in in_chunks(rows, size)])  # d(x) (c,)
+    portions = rows.split(rows_at_a_time(size))
+    inside = torch.cat([distance(some @ rows[:size].T).mean(dim=1) for some in portions])  # d(x) (c,)
     penalty = centres.new_ones(len(core))  # delta^t_l
 
     def least_score(samples: Tensor) -> tuple[Tensor, Tensor]:
         found = []
-        for some in in_chunks(samples, len(core)):
+        for some in samples.split(rows_at_a_time(len(core))):
             outside, d = distance(rows[some] @ centres.T), inside[some, None]  # (chunk, d) x (d, k) -> (chunk, k)
             score = (penalty * outside - d) / torch.maximum(outside, d).clamp_min(torch.finfo(d.dtype).tiny)
             score[:, own] = torch.inf
@@ -193,7 +194,7 @@ def entering_order(features: Tensor, members: Tensor, core: int) -> Tensor:
     nearest = rows.new_full((len(rows), NEIGHBOURS), torch.inf)  # distances to the nearest in U, ascending
     while (entered := len(rows) - int(outside.sum())) < size:
         waiting = outside.nonzero().squeeze(1)
-        for some in in_chunks(waiting, NEIGHBOURS + len(order[-1])):
+        for some in waiting.split(rows_at_a_time(NEIGHBOURS + len(order[-1]))):
             to_newest = distance(rows[some] @ rows[order[-1]].T)  # (chunk, d) x (d, newest) -> (chunk, newest)
             both = torch.cat([nearest[some], to_newest], dim=1)
             nearest[some] = both.topk(NEIGHBOURS, dim=1, largest=False).values
@@ -202,8 +203,3 @@ def entering_order(features: Tensor, members: Tensor, core: int) -> Tensor:
         order.append(waiting[sparseness.argsort(stable=True)[:entering]])
         outside[order[-1]] = False
     return members[torch.cat([*order, outside.nonzero().squeeze(1)])]
-
-
-def in_chunks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """Rows in portions of which a matrix with so many columns fits into memory."""
-    return rows.split(rows_at_a_time(width))

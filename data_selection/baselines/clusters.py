@@ -157,6 +157,4 @@ def best_of_clusters(utility: Tensor, cluster: Tensor, samples: Tensor) -> Tenso
     """Of each cluster that holds some of these samples, the one of most utility; the first on ties."""
     ranked = samples[utility[samples].argsort(descending=True, stable=True)]
     ranked = ranked[cluster[ranked].argsort(stable=True)]  # cluster after cluster
-    first = torch.ones_like(ranked, dtype=torch.bool)
-    first[1:] = cluster[ranked[1:]] != cluster[ranked[:-1]]
-    return ranked[first]
+    return ranked[cluster[ranked].diff(prepend=cluster.new_tensor([-1])) > 0]  # the first of each

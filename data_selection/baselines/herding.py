@@ -43,8 +43,7 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
 
     (departure) The authors draw 35,000 candidates at random; here all are looked at, exactly. Gains only fall, so that
     a gain of an earlier turn is an upper bound: only candidates whose bound is above the best gain are computed anew.
-    About 7 n^2 similarities were computed for 1,000 of 50,000 images; in memory are a few numbers a sample and a chunk
-    of similarities. The seed is without effect.
+    The seed is without effect.
 
     Returns: k distinct indices, in the order chosen.
     """

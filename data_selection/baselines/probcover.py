@@ -16,8 +16,7 @@ PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from
 def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]:
     """ProbCover (Yehuda et al., NeurIPS 2022, algorithm 1): always the sample whose ball covers most of what is left.
 
-    Labelled samples cover their balls first. When all is covered, the rest is drawn at random. It takes up to 2 n^2
-    similarities; in memory are a few numbers a sample and a chunk of similarities, never the graph.
+    Labelled samples cover their balls first. When all is covered, the rest is drawn at random. The graph is never held.
 
     Args:
         radius: delta, the Euclidean radius of the balls.

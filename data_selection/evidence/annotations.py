@@ -53,11 +53,7 @@ def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -
             print(f"{len(paths) - known} of {len(paths)} images have no mask: the report says nothing about pixels")
         return None
     labels = mask_labels(args, masks[0].parents[2])
-
     with ThreadPoolExecutor(usable_processors()) as pool:
-        counted = list(
-            progress_bar(
-                pool.map(lambda mask: labels.count(labels.read(mask)), masks), "reading masks", len(masks), leave=False
-            )
-        )
-    return PixelClasses(labels.classes, np.stack(counted))
+        counted = pool.map(lambda mask: labels.count(labels.read(mask)), masks)
+        counts = np.stack([*progress_bar(counted, "reading masks", len(masks), leave=False)])
+    return PixelClasses(labels.classes, counts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.pool import Candidates, distance
+from data_selection.activeft.pool import Candidates, chunks, distance
 from data_selection.activeft.prototypes import random_samples
 
 Values = dict[str, float | None]  # what is measured of one subset, by name
@@ -56,10 +56,10 @@ def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | No
     if len(rows) < 2:
         return {"diversity_mean": None, "diversity_min": None, "near_duplicates": 0}
     nearest = rows.new_empty(len(rows))
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        similarity = rows[start : start + ROWS_AT_A_TIME] @ rows.T  # (chunk, d) x (d, k) -> (chunk, k)
-        similarity.diagonal(start).fill_(-torch.inf)  # itself
-        nearest[start : start + ROWS_AT_A_TIME] = similarity.amax(dim=1)
+    for some in chunks(len(rows), ROWS_AT_A_TIME):
+        similarity = rows[some] @ rows.T  # (chunk, d) x (d, k) -> (chunk, k)
+        similarity.diagonal(some.start).fill_(-torch.inf)  # itself
+        nearest[some] = similarity.amax(dim=1)
     distances = distance(nearest)
     return {
         "diversity_mean": distances.mean().item(),

@@ -136,7 +136,9 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     for note in filter(None, notes):
         processes.report(note)
     if args.drop_duplicates:
-        dropped = near_duplicates(features, args.drop_duplicates, labeled, processes)
+        dropped = processes.from_main(
+            lambda: near_duplicates(features, args.drop_duplicates, labeled, processes.device)
+        )
         excluded = sorted({*excluded, *dropped})
         processes.report(f"--drop_duplicates {args.drop_duplicates}: {len(dropped)} of {n} images are like another")
     candidates = Candidates(n, tuple(labeled), tuple(excluded))
@@ -166,14 +168,10 @@ def check_names(args: argparse.Namespace, subsets: Sequence[Path]) -> None:
     )
 
 
-def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], processes: Processes) -> list[int]:
-    """The samples that are so similar to a labelled or an earlier one; found by one process, which tells the others."""
-
-    def found() -> list[int]:
-        group = duplicate_of(read_rows(features, processes.device), similarity, labeled).cpu()
-        return (group != torch.arange(len(group))).nonzero().squeeze(1).tolist()
-
-    return processes.from_main(found)
+def near_duplicates(features: np.ndarray, similarity: float, labeled: Sequence[int], device: torch.device) -> list[int]:
+    """The samples that are so similar to a labelled or an earlier one."""
+    group = duplicate_of(read_rows(features, device), similarity, labeled).cpu()
+    return (group != torch.arange(len(group))).nonzero().squeeze(1).tolist()
 
 
 def suffix(candidates: Candidates, smaller_budgets: Sequence[int]) -> str:
