@@ -91,6 +91,16 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
+def check_classes(run: dict[str, Any], source: str, classes: list[str]) -> None:
+    """Raises InputError where a checkpoint says of its run that it has other classes, or has them in another order."""
+    trained = run.get("classes", classes)
+    if len(trained) != len(classes):
+        raise InputError(f"{source} was trained for {len(trained)} classes, but the images are of {len(classes)}")
+    for theirs, ours in zip(trained, classes, strict=True):
+        if theirs != ours:
+            raise InputError(f"{source} was trained for other classes: {theirs!r} where these images have {ours!r}")
+
+
 def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
     """A run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
     return {"model", "optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys()

@@ -5,7 +5,8 @@ import ast
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from common.errors import InputError
@@ -60,13 +61,25 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_optimizer(name: str) -> None:
-    """Raises InputError where timm has none of this name."""
+    """Raises InputError where timm has none of this name, or it is not for training by first derivatives."""
+    if name == "adahessian":
+        raise InputError("--opt adahessian needs second derivatives, which are not computed; try sgd, adamw or lamb")
     if name in ("sgd", "adamw", "lamb"):
         return
     from timm.optim import list_optimizers  # a second to load
 
     if name not in list_optimizers():
         raise InputError(f"--opt {name} is not known to timm; try sgd, adamw or lamb")
+
+
+@contextmanager
+def usable(option: str) -> Iterator[None]:
+    """Turn what timm and torch do not take of an optimiser's or schedule's options into one line."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{option} does not work with its options as given: {reason}") from None
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:

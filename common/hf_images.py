@@ -1,5 +1,6 @@
 """Images of a Hugging Face data set, through the `datasets` library: from a local folder, parquet files, or the hub."""
 
+import contextlib
 import importlib.util
 import logging
 import re
@@ -40,7 +41,7 @@ class HFImages(Dataset):
         self.identity = f"{table._fingerprint} {len(table)}"  # of the rows and all that was done to them
         digits = len(str(len(table) - 1))
         self.names = [f"{split}_{row:0{digits}d}" for row in range(len(table))]
-        suffix = ".jpg" if self.content(0).startswith(b"\xff\xd8") else ".png"  # for copies; readers look inside
+        suffix = ".jpg" if self.first_content().startswith(b"\xff\xd8") else ".png"  # for copies; readers look inside
         self.names = [f"{name}{suffix}" for name in self.names]
 
     def __len__(self) -> int:
@@ -55,10 +56,20 @@ class HFImages(Dataset):
         stored = self.images[row][self.source["column"]] or {}
         if stored.get("bytes") is not None:
             return stored["bytes"]
-        try:
-            return Path(stored["path"]).read_bytes()
-        except (KeyError, TypeError, OSError) as error:
-            raise InputError(f"cannot read the image {self.names[row]} of {self.source['dataset']}: {error}") from None
+        problem = "it has no content"
+        if stored.get("path"):
+            try:
+                return Path(stored["path"]).read_bytes()
+            except OSError as error:
+                problem = str(error)
+        raise InputError(f"cannot read the image {self.names[row]} of {self.source['dataset']}: {problem}")
+
+    def first_content(self) -> bytes:
+        """The first image's file that there is."""
+        for row in range(len(self)):
+            with contextlib.suppress(InputError):
+                return self.content(row)
+        raise InputError(f"no image of {self.source['dataset']} has any content")
 
 
 def load(source: str, split: str) -> Any:
@@ -98,7 +109,7 @@ def parquet_files(path: Path, split: str) -> list[str]:
     if not path.is_dir():
         return [str(path)] if path.is_file() else []
     names = {str(file): file.relative_to(path).as_posix() for file in sorted(path.rglob("*.parquet"))}
-    mine = [file for file, name in names.items() if split in name]
+    mine = [file for file, name in names.items() if re.search(rf"(?<![A-Za-z]){re.escape(split)}", name)]
     others = {found for name in names.values() for found in SPLIT_NAMES.findall(name)}
     if others and not mine:
         raise InputError(f"the data set {path} has no split {split!r}, but {', '.join(sorted(others))}: use --split")

@@ -1,6 +1,7 @@
 """From the options to the parts of a run: model, optimiser, loss, images, and how they are divided among processes."""
 
 import argparse
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sa
 from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
+from common.checkpoints import (
+    check_classes,
+    fetch_checkpoint,
+    is_own_checkpoint,
+    load_pretrained,
+    network_weights,
+    weights_checksum,
+)
+from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
@@ -64,6 +73,8 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
     if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"
+    if (args.mixup or args.cutmix or args.cutmix_minmax) and not args.mixup_prob:
+        recipe += "\nnote: --mixup and --cutmix have no effect with --mixup-prob 0, the published default"
     updates = run_length(args, plan) * plan.updates
     kept = args.model_ema_decay**updates
     if args.model_ema and not args.model_ema_warmup and kept > MUCH_OF_THE_AVERAGE:
@@ -103,8 +114,10 @@ def is_distilled(model: nn.Module) -> bool:
     return hasattr(model, "set_distilled_training")
 
 
-def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --finetune and --resume into the model.
+def load_weights(
+    args: argparse.Namespace, model: nn.Module, classes: list[str]
+) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
+    """Load --finetune and --resume into the model, whose classes are called so.
 
     Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
@@ -114,6 +127,8 @@ def load_weights(args: argparse.Namespace, model: nn.Module) -> tuple[str | None
         checkpoint = fetch_checkpoint(source)
         if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
             return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
+        if args.eval:
+            check_classes(checkpoint.get("run", {}), source, classes)
         weights = network_weights(checkpoint, source)
         loaded.append(weights_checksum(weights))
         fresh = load_pretrained(model, weights, source)
@@ -148,10 +163,16 @@ def build_state(args: argparse.Namespace, model: nn.Module, plan: EpochPlan) -> 
         device_of_ema = "cpu" if args.model_ema_force_cpu else None
         ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device_of_ema)
     lr = scaled_lr(args, plan.images_per_update)
-    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
+    with usable(f"--opt {args.opt}"):
+        optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
     if args.layer_decay not in (None, 1) and len({group["lr_scale"] for group in optimizer.param_groups}) == 1:
         raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm tells no layers of {args.model} apart")
-    lr_scheduler, _ = create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), "num_epochs": run_length(args, plan)})
+    with usable(f"--sched {args.sched}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PlateauLRScheduler is")  # not saved by timm's own trainer; it is by this one
+        epochs = run_length(args, plan)
+        lr_scheduler, _ = create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), "num_epochs": epochs})
+    if args.sched == "plateau" and not args.warmup_epochs:
+        lr_scheduler.warmup_t = -1  # or timm would take epoch 0 for the warm-up, and go on at --warmup-lr
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype_of(args.amp, device) == torch.float16)
     return TrainingState(model, optimizer, lr_scheduler, scaler, ema)
 

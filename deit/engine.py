@@ -53,15 +53,24 @@ class ClassificationLoss:
         return loss * (1 - self.alpha) + distillation * self.alpha
 
 
-def end_epoch(state: TrainingState) -> None:
-    """Step the schedule with the number of the epoch that ends: as published, epochs 0 and 1 run at --warmup-lr."""
-    state.lr_scheduler.step(state.epoch, max(0.0, state.best_score))
+def end_epoch(state: TrainingState, evaluated: bool) -> None:
+    """Step the schedule with the number of the epoch that ends: as published, epochs 0 and 1 run at --warmup-lr.
+
+    After the warm-up the plateau schedule only counts epochs that were `evaluated`.
+    """
+    waits = follows_a_plateau(state) and state.epoch > state.lr_scheduler.warmup_t and not evaluated
+    if not waits:
+        state.lr_scheduler.step(state.epoch, max(0.0, state.best_score))
     state.next_epoch()
+
+
+def follows_a_plateau(state: TrainingState) -> bool:
+    return hasattr(state.lr_scheduler, "lr_scheduler")
 
 
 def step_schedule_to(state: TrainingState) -> None:
     """Set the rate of `state.epoch` on this run's schedule, which may be longer than that of its checkpoint."""
-    if state.epoch and not hasattr(state.lr_scheduler, "lr_scheduler"):  # plateau was resumed with the state
+    if state.epoch and not follows_a_plateau(state):  # which was resumed with the state
         state.lr_scheduler.step(state.epoch - 1)
 
 

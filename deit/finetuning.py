@@ -41,7 +41,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     for note in filter(None, (*data.notes, data.classes_without_images())):
         processes.report(note)
     model = build_model(args, len(data.classes))
-    weights, own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model, data.classes)
     model.to(processes.device)
     frozen = args.freeze == "backbone"
     head = linear_head(args, model) if frozen or args.head_init == "linear" else None
@@ -137,14 +137,15 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             entry = {"train_lr": lr, "train_loss": sum(state.losses) / plan.updates}
             is_last = epoch == n_epochs - 1
             # (departure) The last epoch is evaluated, too.
-            if data.val is not None and (is_last or (epoch + 1) % args.eval_interval == 0):
+            evaluated = data.val is not None and (is_last or (epoch + 1) % args.eval_interval == 0)
+            if evaluated:
                 results = {"test": evaluate_now(model)}
                 if state.model_ema:
                     results["test_ema"] = evaluate_now(state.averaged_model(processes.device))
                 improved = state.note(results, epoch=epoch)
                 entry |= {f"{of}_{key}": value for of, values in results.items() for key, value in values.items()}
                 progress.set_postfix(acc1=f"{results['test']['acc1']:.2f}", best=f"{state.best_score:.2f}")
-            end_epoch(state)
+            end_epoch(state, evaluated)
             folder.append_to_log({**entry, "epoch": epoch, "n_parameters": n_parameters})
             folder.save(best=improved, last=is_last or (epoch + 1) % args.save_interval == 0)
             if stopping and not is_last:

@@ -111,8 +111,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--decay-epochs", default=30, type=number(float, above=0), help="between decays of the step schedule")
     add("--warmup-epochs", default=5, type=whole)
     add("--cooldown-epochs", default=10, type=whole, help="accepted for compatibility; has no effect")
-    add("--patience-epochs", default=10, type=whole, help="of the plateau schedule")
-    add("--decay-rate", "--dr", default=0.1, type=positive, help="of the step and plateau schedules")
+    add("--patience-epochs", default=10, type=whole, help="of the plateau schedule: evaluations without a better one")
+    add("--decay-rate", "--dr", default=0.1, type=positive, help="of the step and plateau schedules; the power of poly")
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
@@ -157,6 +157,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if given.epochs and given.updates:
         raise InputError(f"--epochs {given.epochs} and --updates {given.updates} are both given: give one of them")
     parser.set_defaults(**RECIPES[given.recipe])
+    if given.batch_size != parser.get_default("batch_size"):
+        parser.set_defaults(total_batch_size=None)  # a recipe's is another way to say the same
     if given.epochs:
         parser.set_defaults(updates=None)
     elif not (given.updates or RECIPES[given.recipe].get("updates")):
@@ -176,9 +178,9 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(f"--data-set {args.data_set} {needs} --labels, the CSV of paths and labels")
     if args.val_labels and args.data_set != "CSV":
         raise InputError(f"--data-set {args.data_set} does not take --val-labels")
-    wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
-    if wanted and args.data_set == "CSV" and not args.val_labels:
-        raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
+    wanted = {"eval": args.eval, "confusion-matrix": args.confusion_matrix, "sched plateau": args.sched == "plateau"}
+    if any(wanted.values()) and args.data_set == "CSV" and not args.val_labels:
+        raise InputError(f"--{max(wanted, key=wanted.get)} needs --val-labels, images to evaluate on")
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
         raise InputError(
             "--cutmix-minmax {:g} {:g}: the first must not be above the second".format(*args.cutmix_minmax)
@@ -187,6 +189,8 @@ def check_together(args: argparse.Namespace) -> None:
     check_optimizer(args.opt)
     if args.distillation_type != "none" and not args.teacher_path:
         raise InputError(f"--distillation-type {args.distillation_type} needs --teacher-path, the teacher's checkpoint")
+    if args.teacher_path and args.distillation_type == "none":
+        raise InputError(f"--teacher-path {args.teacher_path} has no effect without --distillation-type soft or hard")
     wanted = [name for name in ("auto_resume", "confusion_matrix", "tensorboard") if getattr(args, name)]
     if wanted and not args.output_dir:
         raise InputError(f"--{wanted[0].replace('_', '-')} needs --output_dir")

@@ -214,10 +214,12 @@ def run_command(job: Job, environment: Mapping[str, str]) -> None:
             os.dup2(file.fileno(), stream)
     sys.stdout.reconfigure(line_buffering=True)  # in order with the errors
     print(f"$ {job.command}")
-    os.chdir(ROOT / job.script.partition("/")[0])
+    folder, _, script = job.script.partition("/")
+    os.chdir(ROOT / folder)
+    sys.argv = [script, *shlex.split(job.options)]  # what a subset's provenance calls its command
     try:
         module = importlib.import_module(job.script.removesuffix(".py").replace("/", "."))
-        run(partial(module.main, shlex.split(job.options)))
+        run(partial(module.main, sys.argv[1:]))
     except SystemExit as ending:
         code = ending.code
     except BaseException:

@@ -98,15 +98,15 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     features, _ = read_features(args.feature_path)
     n = len(features)
-    budgets = [budget_of(n, percent) for percent in args.percent]
+    budgets, seeds = [budget_of(n, percent) for percent in args.percent], [*dict.fromkeys(args.seeds)]
     folder = make_output_dir(args.output_dir)
     pool = read_rows(features, pick_device(args.device))  # (n, d)
     sample = pool[random_part(n, args.emd_samples, seed=0)]  # (m, d)
     results: dict[int, dict[str, np.ndarray]] = {}
-    with progress_bar(total=len(budgets) * len(args.seeds), unit="run", desc="optimising") as bar:
+    with progress_bar(total=len(budgets) * len(seeds), unit="run", desc="optimising") as bar:
         for budget in budgets:
             runs, of_random = [], []
-            for seed in args.seeds:
+            for seed in seeds:
                 runs.append(distances_along(pool, budget, seed, args.max_iter, sample))
                 of_random.append(earth_movers_distance(pool[random_samples(Candidates(n), budget, seed)], sample))
                 bar.update()
@@ -114,9 +114,9 @@ def main(argv: list[str] | None = None) -> Path:
             results[budget] = {name: np.array([[d for _, d in one[name]] for one in runs]) for name in CURVES}
             results[budget]["random"] = np.array(of_random)
     for budget, distances in results.items():
-        print(f"{budget} of {n} images, seeds {args.seeds}, distance to {len(sample)} of the pool:")
+        print(f"{budget} of {n} images, seeds {seeds}, distance to {len(sample)} of the pool:")
         for name, values in distances.items():
-            start, end = values.reshape(len(args.seeds), -1)[:, [0, -1]].T
+            start, end = values.reshape(len(seeds), -1)[:, [0, -1]].T
             ended = f"{end.mean():.4f} ± {std_over_seeds(end):.4f}"
             moved = f"{start.mean():.4f} ± {std_over_seeds(start):.4f} at the start, {ended} at the end"
             print(f"  {name:10} {ended if name == 'random' else moved}")

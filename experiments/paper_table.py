@@ -23,6 +23,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,8 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
                 "--dataset Folder needs --data_path with train/<class>/* and val/<class>/* or test/<class>/*, not "
                 f"{args.data_path}"
             )
-        changes["output_dir"] = OUTPUT / args.data_path.resolve().name
+        name = args.data_path.resolve().name
+        changes["output_dir"] = OUTPUT / (f"Folder_{name}" if name in PROTOCOLS else name)
     if args.dataset == "ADE20K":
         if classification := {"knn", "few-labels"}.intersection(changes.get("readouts", ())):
             raise InputError(
@@ -102,9 +104,12 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         changes["model_kwargs"] = shlex.join(args.model_kwargs)
     for name, given in (("finetuning", args.finetuning_options), ("few_labels", args.few_labels_options)):
         if given:
-            check_options(f"--{name}_options", given, protocol.trainer)
             changes[name] = f"{getattr(protocol, name)} {given}"
     protocol = replace(protocol, **changes)
+    if args.finetuning_options:
+        check_options("--finetuning_options", protocol.finetuning, protocol)
+    if args.few_labels_options:
+        check_options("--few_labels_options", f"--recipe few-labels {protocol.few_labels}", protocol)
     if args.arch and not args.weights and any(map(protocol.is_run, protocol.readouts)):
         raise InputError(
             f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone: main.py downloads none; or ask "
@@ -113,14 +118,24 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     return protocol
 
 
-def check_options(name: str, options: str, trainer: str) -> None:
+def check_options(name: str, options: str, protocol: Protocol) -> None:
     """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take."""
     try:
         words = shlex.split(options)
     except ValueError as error:
         raise InputError(f"{name} {options!r} cannot be split into words: {error}") from None
-    parse_options = {"deit": parse_finetuning_options, "segmenter": parse_segmentation_options}[trainer]
-    parse_options(["--resume", "the backbone", *words])
+    segments = protocol.trainer == "segmenter"
+    parse_options = parse_segmentation_options if segments else parse_finetuning_options
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {"resume": "W.pth", "subset_ids": "S.json", "data-path": folder, "output_dir": folder, "seed": "271828"}
+        given = [word for option, value in ours.items() for word in (f"--{option}", value)]
+        given += [] if segments else ["--data-set", "CIFAR10SUBSET"]
+        before, after = vars(parse_options(given)), vars(parse_options([*given, *words]))
+        if segments and "linear" in protocol.readouts:
+            parse_options([*given, *words, "--probe", "linear"])
+    for option in ours:
+        if before[key := option.replace("-", "_")] != after[key]:
+            raise InputError(f"{name} gives --{option}, which the table sets for each of its commands")
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:

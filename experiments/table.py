@@ -42,7 +42,7 @@ def differences_of(results: Sequence[Result], first: str, second: str) -> dict[f
     for result in results:
         other = replace(result.cell, readout=second)
         if result.cell.readout == first and other in scores:
-            both.append(replace(result, score=result.score - scores[other]))
+            both.append(replace(result, score=round(result.score - scores[other], 9)))  # not of the last bit
     return columns_of(both).get(first, {})
 
 

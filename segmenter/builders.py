@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from common.batch_stream import BatchStream, DrawnImages, EpochPlan
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
+from common.checkpoints import (
+    check_classes,
+    fetch_checkpoint,
+    is_own_checkpoint,
+    load_pretrained,
+    network_weights,
+    weights_checksum,
+)
+from common.command_line import usable
 from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
@@ -71,16 +79,17 @@ def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
 
 
 def load_weights(
-    args: argparse.Namespace, model: PixelClassifier
+    args: argparse.Namespace, model: PixelClassifier, classes: list[str]
 ) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --resume into the encoder, or with --eval into the model.
+    """Load --resume into the encoder, or with --eval into the model, whose classes are called so.
 
     Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     """
     if not args.resume:
         return "none", None
     if args.eval:
-        read_trained(args.resume, "segmenter/main.py", lambda *_: model)
+        run = read_trained(args.resume, "segmenter/main.py", lambda *_: model)[2]
+        check_classes(run, args.resume, classes)
         return None, None
     checkpoint = fetch_checkpoint(args.resume)
     if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):
@@ -98,9 +107,10 @@ def build_state(
     The schedule is polynomial, per iteration: lr = min_lr + (lr - min_lr) (1 - iteration / iterations)^power.
     """
     trained = model.decoder if model.frozen else model
-    optimizer = create_optimizer_v2(
-        trained, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
-    )
+    with usable(f"--opt {args.opt}"):
+        optimizer = create_optimizer_v2(
+            trained, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum
+        )
     lr_scheduler = PolyLRScheduler(
         optimizer,
         t_initial=iterations,

@@ -33,7 +33,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     data = build_data(args, processes)
     classes = data.labels.classes
     model = build_model(args, len(classes))
-    weights, own_checkpoint = load_weights(args, model)
+    weights, own_checkpoint = load_weights(args, model, classes)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)

@@ -20,6 +20,7 @@ from test_errors_end import HOLDER, processes_of
 
 from common.errors import InputError
 from common.readouts import fit_readout
+from common.subset_file import read_provenance
 from deit.main import main as finetune
 from experiments.command_queue import PRELOADED, Job, is_finished, prepare, run_jobs, write_record
 from experiments.paper_table import main, parse_args, slots_for
@@ -338,12 +339,31 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--arch", "vit_base_patch16_224", "--readouts", "few-labels"], "main.py downloads none"),
         (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels is of images with one label each"),
         (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is of images with one label"),
+        (["--few_labels_options=--mixup 0.2"], "--unlabelled 4000 has soft labels, and --mixup"),
+        (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, which the table sets"),
+        (["--finetuning_options=--output_dir X"], "--finetuning_options gives --output_dir, which the table sets"),
+        (
+            ["--dataset", "ADE20K", "--readouts", "linear", "--finetuning_options=--decoder linear"],
+            "--probe linear has a decoder of its own",
+        ),
         (["--dataset", "Folder"], "--dataset Folder needs --data_path with train/<class>/"),
     ],
 )
 def test_a_wrong_option_is_said_before_anything_is_run(options, message):
     with pytest.raises(InputError, match=message):
         parse_args(options)
+
+
+def test_options_that_only_a_pool_or_a_folder_makes_possible_are_taken():
+    lines = commands("--readouts", "few-labels", "--few_labels_options=--unlabelled 10 --confusion-matrix")
+    assert lines[-1].endswith("--unlabelled 10 --confusion-matrix)")
+
+
+def test_a_folder_called_like_a_data_set_has_an_output_folder_of_its_own(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "digits" / split).mkdir(parents=True)
+    _, protocol = parse_args(["--dataset", "Folder", "--data_path", str(tmp_path / "digits"), "--readouts", "knn"])
+    assert protocol.output_dir.name == "Folder_digits"
 
 
 # Running and resuming
@@ -413,6 +433,11 @@ def finished_table(tiny_options, tmp_path_factory) -> Path:
         patch.chdir(out.parent)
         main([*tiny_options, "--output_dir", "out", "--finetuning_options=--epochs 1"])
     return out
+
+
+def test_the_provenance_of_a_subset_names_its_own_command(finished_table):
+    subset = finished_table / "40_percent" / "activeft" / "seed_0" / "subset" / "subset.json"
+    assert "sample_tools/ActiveFT_CIFAR.py --feature_path" in read_provenance(subset)["command"]
 
 
 def test_a_comparison_ends_with_table_numbers_and_picture(finished_table):

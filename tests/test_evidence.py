@@ -12,6 +12,7 @@ from data_selection.activeft.pool import Candidates
 from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence import pictures
 from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
+from data_selection.evidence.duplicates import duplicate_of
 from data_selection.evidence.measures import (
     LabelledRows,
     accuracies,
@@ -39,6 +40,13 @@ def chord(degrees: float) -> float:
 
 def test_distance_of_unit_vectors_follows_from_their_cosine():
     assert distance(torch.tensor([1.0, 0.0, -1.0, 1.0000001])).tolist() == pytest.approx([0, 2**0.5, 2, 0])
+
+
+def test_exact_copies_are_near_duplicates_at_a_cosine_of_1():
+    rows = torch.nn.functional.normalize(torch.randn(50, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    group = duplicate_of(torch.cat([rows, rows]), 1.0)
+    assert group.tolist() == [*range(50)] * 2
+    assert diversity(torch.cat([rows, rows]), 1.0)["near_duplicates"] == 100
 
 
 def test_every_sample_is_represented_by_its_most_similar_chosen_one():

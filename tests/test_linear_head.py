@@ -64,7 +64,7 @@ def test_the_first_head_predicts_what_the_readout_does_for_every_image_and_never
     args = parse_args(digit_options(digits, random_subset(digits, 28, of_classes), tmp_path, "--head-init", "linear"))
     data, device = build_datasets(args), torch.device("cpu")
     model = build_model(args, 10)
-    load_weights(args, model)
+    load_weights(args, model, data.classes)
     features_of = FrozenFeatures(model, device, 64)
     (weight, bias), _ = head_and_soft_labels(features_of, data, "--head-init linear needs images")
     linear_head(args, model).load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})

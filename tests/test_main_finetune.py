@@ -1,6 +1,7 @@
 """deit/main.py as users run it: starting, going on, several processes, and what it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_evaluation_of_a_checkpoint_gives_the_accuracy_of_its_run(pool, backbone
     summary = main(options(pool, "--resume", backbone, "--epochs", 2, "--lr", 1, "--output_dir", tmp_path))
     evaluated = main(options(pool, "--eval", "--resume", tmp_path / "checkpoint.pth"))
     assert evaluated["last"]["test"] == summary["last"]["test"]
+
+
+def test_evaluation_on_other_classes_is_refused(pool, backbone, tmp_path):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
+    shutil.copytree(pool, tmp_path / "renamed")
+    for split in ("train", "val"):
+        (tmp_path / "renamed" / split / "bee").rename(tmp_path / "renamed" / split / "wasp")
+    with pytest.raises(InputError, match="was trained for other classes: 'bee' where these images have 'cat'"):
+        main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
 
 
 def test_evaluation_with_a_fresh_head_is_refused(pool, backbone):
@@ -189,6 +199,11 @@ def test_a_confusion_matrix_counts_every_image_and_gives_the_accuracy_of_each_cl
         (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume goes on training"),
         (["--probe", "knn"], "--probe knn needs --resume"),
         (["--accum-steps", "0"], "0 must be at least 1"),
+        (["--teacher-path", "T.pth"], "--teacher-path T.pth has no effect without --distillation-type"),
+        (["--opt", "adahessian"], "--opt adahessian needs second derivatives"),
+        (["--momentum", "0"], "--opt sgd does not work with its options as given: Nesterov momentum requires"),
+        (["--opt", "adamw", "--opt-betas", "0.9"], "--opt adamw does not work with its options as given"),
+        (["--sched", "plateau", "--decay-rate", "1"], "--sched plateau does not work with its options as given"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(given, message, pool, tmp_path):

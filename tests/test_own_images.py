@@ -659,6 +659,32 @@ def test_the_split_of_a_folder_of_parquet_files_is_in_their_names_not_in_its_own
             HFImages(str(folder), split)
 
 
+def test_a_split_is_not_found_inside_another_word(hf_table, tmp_path):
+    from common.hf_images import HFImages
+
+    hf_table.to_parquet(tmp_path / "latest_train-0.parquet")
+    hf_table.select([0]).to_parquet(tmp_path / "latest_test-0.parquet")
+    assert len(HFImages(str(tmp_path), "test")) == 1
+
+
+def test_a_hugging_face_image_without_content_is_one_that_cannot_be_read(hf_table, backbone, tmp_path):
+    table = hf_table.select_columns("photo").to_dict()
+    first_is_missing = [None, *table["photo"][1:]]
+    type(hf_table).from_dict({"photo": first_is_missing}, hf_table.select_columns("photo").features).to_parquet(
+        tmp_path / "holes.parquet"
+    )
+    with pytest.raises(InputError, match=r"it has no content \(1 of 6, "):
+        extract(tmp_path / "holes.parquet", tmp_path, backbone, "--dataset", "HF")
+
+
+def test_exports_of_file_names_are_refused_where_images_are_no_files(hf_table, backbone, tmp_path):
+    hf_table.to_parquet(tmp_path / "insects.parquet")
+    features = extract(tmp_path / "insects.parquet", tmp_path, backbone, "--dataset", "HF")
+    for export in (["--export_paths"], ["--export_tasks", "label-studio"]):
+        with pytest.raises(InputError, match=f"{export[0]} names files, and the images of .* are none"):
+            choose(features, tmp_path, "--number", 3, *export)
+
+
 def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):
     import importlib.util
 

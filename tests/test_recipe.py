@@ -41,7 +41,32 @@ def test_learning_rate_of_each_epoch_follows_the_closed_form(total_batch, proces
             1e-6 + t * (peak - 1e-6) / 5 if t < 5 else 1e-5 + 0.5 * (peak - 1e-5) * (1 + math.cos(math.pi * t / 20))
         )
         assert all(group["lr"] == pytest.approx(expected, rel=1e-9) for group in state.optimizer.param_groups)
-        end_epoch(state)
+        end_epoch(state, evaluated=True)
+
+
+def plateau_rates(evaluated: list[bool], *extra: str) -> list[float]:
+    """The rate of each epoch, as a share of --lr, on a plateau of accuracy 0."""
+    args = tiny_options("--epochs", "9", "--sched", "plateau", "--patience-epochs", "1", "--min-lr", "0", *extra)
+    _, plan = build_plan(args, 30, Processes())
+    state, rates = build_state(args, build_model(args, 3), plan), []
+    for epoch_is_evaluated in evaluated:
+        rates.append(round(state.lr / 0.005, 6))
+        end_epoch(state, epoch_is_evaluated)
+    return rates
+
+
+def test_without_a_warm_up_the_plateau_schedule_starts_and_stays_at_its_rate():
+    assert plateau_rates([True] * 4, "--warmup-epochs", "0") == [1, 1, 1, 0.1]
+
+
+def test_epochs_without_an_evaluation_are_no_plateau():
+    assert plateau_rates([False, False, True] * 3, "--warmup-epochs", "0") == [1] * 9
+    assert plateau_rates([False] * 5, "--warmup-epochs", "2")[-2:] == [1, 1]
+
+
+def test_images_per_process_replace_those_of_a_recipe():
+    assert options("--recipe", "few-labels", "--resume", "W.pth").total_batch_size == 96
+    assert options("--recipe", "few-labels", "--resume", "W.pth", "--batch-size", "4").total_batch_size is None
 
 
 def test_optimiser_is_sgd_with_nesterov_momentum_and_no_decay_on_biases_norms_and_tokens():

@@ -221,6 +221,14 @@ def test_evaluation_of_a_checkpoint_gives_the_result_of_its_run(scenes, backbone
     assert evaluated["last"]["test"] == summary["last"]["test"]
 
 
+def test_evaluation_on_other_classes_is_refused(scenes, backbone, tmp_path):
+    main(options(scenes, backbone, "--output_dir", tmp_path))
+    names = read_checkpoint(tmp_path / "checkpoint.pth")["run"]["classes"]
+    (tmp_path / "names.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(InputError, match=f"was trained for other classes: '{names[0]}' where these images have"):
+        main(options(scenes, tmp_path / "checkpoint.pth", "--eval", "--class-names", tmp_path / "names.txt"))
+
+
 def test_resuming_another_run_is_refused_with_what_differs(scenes, backbone, tmp_path):
     main(options(scenes, backbone, "--output_dir", tmp_path))
     subset = tmp_path / "subset.json"
@@ -254,6 +262,7 @@ def test_a_longer_run_goes_on_on_the_longer_schedule(scenes, backbone, tmp_path)
         (["--eval", "--resume", ""], "--eval needs --resume"),
         (["--eval"], "is no checkpoint of segmenter/main.py"),
         (["--model", "resnet18", "--model-kwargs"], "--model resnet18 is no ViT"),
+        (["--momentum", 0], "--opt sgd does not work with its options as given"),
         (["--opt", "nosuch"], "--opt nosuch is not known"),
     ],
 )

@@ -224,10 +224,11 @@ def test_bad_options_give_one_clear_error(options, feature_path):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, *options)
 
 
-def test_an_optimisation_that_diverges_is_one_clear_error_and_no_subset(feature_path):
-    with pytest.raises(InputError, match="the optimisation diverged: temperature 1e-30 is too low"):
+@pytest.mark.parametrize("by", [[], ["--reference"]])
+def test_an_optimisation_that_diverges_is_one_clear_error_and_no_subset(by, feature_path):
+    with pytest.raises(InputError, match="the optimisation diverged: temperature 1e-40 is too low"):
         run_main("ActiveFT_CIFAR", "--feature_path", feature_path, "--output_dir", feature_path.parent, "--number", 5,
-                 "--temperature", 1e-30, "--max_iter", 3)  # fmt: skip
+                 "--temperature", 1e-40, "--max_iter", 3, *by)  # fmt: skip
     assert not list(feature_path.parent.glob("*.json"))
 
 

@@ -89,7 +89,7 @@ def test_one_image_in_three_of_an_epoch_is_labelled_and_each_has_its_own_target(
 def test_no_label_of_an_unlabelled_image_is_looked_at(digits, tmp_path):  # noqa: F811
     args = parse_args(digit_options(digits, random_subset(digits, 28), tmp_path, *FEW))
     data, model = build_datasets(args), build_model(args, 10)
-    load_weights(args, model)
+    load_weights(args, model, data.classes)
     others, pool = data.unlabelled.dataset.indices, data.unlabelled.dataset.dataset
     assert len(others) == 1437 - 28 and not set(others) & set(data.train.indices)
     features_of = FrozenFeatures(model, torch.device("cpu"), 256)

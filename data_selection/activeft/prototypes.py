@@ -70,7 +70,8 @@ def match_prototypes(pool: Pool, centres: Tensor, ranked: int = RANKED) -> list[
     """For j = 0 .. k-1 in order, the sample most similar to c_j that can be chosen and that no earlier prototype took.
 
     Only each prototype's best few free samples are ranked, for some prototypes at a time; a whole row is looked at
-    again where others of these prototypes took them all.
+    again where others of these prototypes took them all. Of samples that are equally similar, as copies are but for
+    rounding, any one is taken.
 
     Args:
         pool: unit rows (n, d), of which at least k can be chosen.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from data_selection.activeft.pool import Pool
-from data_selection.activeft.selection import Selection, Settings
+from data_selection.activeft.selection import Selection, Settings, unit_prototypes
 
 MOST_SIMILARITIES = 1 << 29  # n k; with their gradient they take 6 GB
 
@@ -63,5 +63,5 @@ def optimise(pool: Pool, budget: int, settings: Settings) -> Selection:
         if settings.scheduler == "cosine":
             cosine.step()
         losses.append(objective.item())
-    prototypes = F.normalize(theta.detach(), dim=1)
+    prototypes = unit_prototypes(theta.detach(), settings)
     return Selection(sorted(match(pool.rows, prototypes, pool.closed())), losses, prototypes)

@@ -142,12 +142,19 @@ def optimise(
         adam.step(gradient_through_normalisation(gradient[:budget], moving, norms), lr_at(iteration, settings))
         if shown and (iteration % 10 == 0 or iteration == settings.max_iter - 1):
             bar.set_postfix(loss=f"{losses[iteration]:.4f}")
-    prototypes = F.normalize(theta, dim=1)
-    if not prototypes.isfinite().all():
-        raise InputError(f"the optimisation diverged: temperature {tau:g} is too low, or lr {settings.lr:g} too high")
+    prototypes = unit_prototypes(theta, settings)
     if observe:
         observe(settings.max_iter, prototypes)
     return Selection(sorted(match_prototypes(pool, prototypes)), losses.tolist(), prototypes)
+
+
+def unit_prototypes(theta: Tensor, settings: Settings) -> Tensor:
+    """Unit rows (k, d) of what was optimised. Raises InputError where it diverged."""
+    prototypes = F.normalize(theta, dim=1)
+    if not prototypes.isfinite().all():
+        lowered = f"temperature {settings.temperature:g} is too low, or lr {settings.lr:g} too high"
+        raise InputError(f"the optimisation diverged: {lowered}")
+    return prototypes
 
 
 class Adam:

@@ -10,6 +10,7 @@ from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 
 ROWS_AT_A_TIME = 1024
+EQUAL = 1 - 1e-6  # the cosine of equal rows, less what rounding may take from it
 LARGEST_POOL = 200_000  # of a report: the time grows with the square
 
 
@@ -23,6 +24,7 @@ def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> 
         rows: unit rows (n, d). first: samples that each begin a group, before all others.
     Returns: indices (n,), int64. At most n d / 2 multiplications per sample, and memory for the first ones' rows.
     """
+    similarity = min(similarity, EQUAL)
     group = torch.arange(len(rows), device=rows.device)
     leaders = torch.tensor([*first], dtype=torch.int64, device=rows.device)  # the first of each group
     others = group[~torch.isin(group, leaders)]

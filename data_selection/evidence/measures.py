@@ -16,6 +16,7 @@ from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 from data_selection.activeft.pool import Candidates, chunks, distance
 from data_selection.activeft.prototypes import random_samples
+from data_selection.evidence.duplicates import EQUAL
 
 Values = dict[str, float | None]  # what is measured of one subset, by name
 ROWS_AT_A_TIME = 1024
@@ -64,7 +65,7 @@ def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | No
     return {
         "diversity_mean": distances.mean().item(),
         "diversity_min": distances.min().item(),
-        "near_duplicates": int((nearest >= duplicate_similarity).sum()),
+        "near_duplicates": int((nearest >= min(duplicate_similarity, EQUAL)).sum()),
     }
 
 

@@ -49,10 +49,10 @@ def baseline_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", nargs=0, action=PrintList, default=argparse.SUPPRESS, help=listed)
     add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
     add = parser.add_argument_group("options of one method").add_argument
-    radius = number(float, above=0, below=MOST_DISTANT)
+    radius = number(float, minimum=0.002, below=MOST_DISTANT)  # a smaller ball may not hold its centre, rounded
     add("--delta", type=radius, help="of probcover's balls; when not given, the largest with 95 percent of them pure")
     add("--num_classes", type=number(int, 2), help="to estimate --delta from; when not given, those of the labels")
-    add("--sigma", type=number(float, above=0), help="width of maxherding's kernel; when not given, 1")
+    add("--sigma", type=number(float, minimum=0.01), help="width of maxherding's kernel; when not given, 1")
     core = "core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget"
     add("--core_number", type=number(int, 2), help=core)
     add("--core_ids", help="JSON list of bilaf's core samples")
