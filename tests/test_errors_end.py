@@ -111,7 +111,7 @@ def test_an_error_in_the_thread_that_writes_ends_the_run_with_the_file_and_the_r
     small = {"the log": 3000, "a checkpoint": 20_000}[what]
     given = options(pool, backbone, "--num_workers", 0, "--output_dir", tmp_path / "out")
     if what == "the log":  # it comes to that size before a checkpoint is due
-        given += ["--epochs", "60", "--eval_interval", "60", "--save-interval", "60"]
+        given += ["--epochs", "60", "--eval_interval", "60", "--save-interval", "60", "--batch-size", "90"]
     code, errors = run_in_a_session([sys.executable, "main.py", *given], RLIMIT_FSIZE=small)
     file = {"the log": "log.txt", "a checkpoint": "best_checkpoint.pth"}[what]
     assert code == 2
