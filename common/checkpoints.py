@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -91,7 +92,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def check_classes(run: dict[str, Any], source: str, classes: list[str]) -> None:
+def check_classes(run: dict[str, Any], source: str, classes: Sequence[str]) -> None:
     """Raises InputError where a checkpoint says of its run that it has other classes, or has them in another order."""
     trained = run.get("classes", classes)
     if len(trained) != len(classes):

@@ -102,7 +102,7 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     source = paths_file(Path(feature_path))
     if not source.is_file():
         raise InputError(
-            f"{source} is not there: image paths are known of --dataset Folder, List, HF, ImageNet and ADE20K"
+            f"{source} is not there: image paths are known for --dataset Folder, List, HF, ImageNet and ADE20K"
         )
     listed = read_json(source, "list of image paths")
     listed = listed if isinstance(listed, dict) else {}

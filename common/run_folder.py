@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
+from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
 from common.errors import InputError
 from common.files import atomic_file, locked
 from common.processes import Interruption, Processes, Result, launched
@@ -55,12 +55,16 @@ def newest_checkpoint(
 
 
 def read_trained(
-    source: str, script: str, build: Callable[[argparse.Namespace, int], nn.Module]
+    source: str,
+    script: str,
+    build: Callable[[argparse.Namespace, int], nn.Module],
+    classes: Sequence[str] | None = None,
 ) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
     """A trained model, the options that it was trained with, and what else its checkpoint says of the run.
 
-    build: makes the model, given those options and the number of classes.
-    Raises InputError when it is no checkpoint of `script`, or holds no class names, or another model than it names.
+    build: makes the model, given those options and the number of classes. classes: the names that it must know, if any.
+    Raises InputError when it is no checkpoint of `script`, or holds other class names or none, or another model than
+    it names.
     """
     checkpoint = fetch_checkpoint(source)
     if not is_own_checkpoint(checkpoint):
@@ -68,6 +72,8 @@ def read_trained(
     run, options = checkpoint.get("run") or {}, checkpoint["args"]
     if not run.get("classes"):
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
+    if classes is not None:
+        check_classes(run, source, classes)
     options = options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options)
     try:
         model = build(options, len(run["classes"]))

@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from common.training import Recipe, TrainingState
 from deit.augmentation import train_transform
 from deit.datasets import FinetuningData
 from deit.engine import ClassificationLoss, base_criterion
-from deit.recipe_options import NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
+from deit.recipe_options import FEW_LABELS, NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 
 MUCH_OF_THE_AVERAGE = 0.1
 
@@ -70,6 +71,8 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
         recipe += f"{len(data.train)} labelled images, {data.repeats} times each, and {len(data.unlabelled)} unlabelled"
     else:
         recipe += f"{draws} draws of {distinct} of the {n} images"
+    if args.recipe == "few-labels" and total != FEW_LABELS["total_batch_size"]:
+        recipe += f"\nnote: this recipe was measured with {FEW_LABELS['total_batch_size']} images per update"
     if args.recipe == "published" and (total, args.lr) != (PUBLISHED_TOTAL_BATCH, PUBLISHED_LR):
         published = f"{PUBLISHED_TOTAL_BATCH} images per update and --lr {PUBLISHED_LR}"
         recipe += f"\nwarning: the published recipe is {published}"
@@ -115,9 +118,9 @@ def is_distilled(model: nn.Module) -> bool:
 
 
 def load_weights(
-    args: argparse.Namespace, model: nn.Module, classes: list[str]
+    args: argparse.Namespace, model: nn.Module, classes: Sequence[str]
 ) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --finetune and --resume into the model, whose classes are called so.
+    """Load --finetune and --resume into the model, whose classes have these names.
 
     Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
@@ -127,7 +130,7 @@ def load_weights(
         checkpoint = fetch_checkpoint(source)
         if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
             return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
-        if args.eval:
+        if args.eval and source == (args.resume or args.finetune):
             check_classes(checkpoint.get("run", {}), source, classes)
         weights = network_weights(checkpoint, source)
         loaded.append(weights_checksum(weights))
@@ -147,6 +150,8 @@ def describe_run(
     # What predict.py needs beside the weights.
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
+    if args.sched == "plateau":  # which counts evaluations
+        run["eval_interval"] = args.eval_interval
     if weights is not None:
         run["weights"] = weights
     if recipe.loss.teacher is not None:

@@ -55,7 +55,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_options(group)
     add = group.add_argument
     add("--batch-size", default=256, type=natural, help="images per process and update")
-    add("--total-batch-size", type=natural, help="per update; default: --batch-size times the processes")
+    add(
+        "--total-batch-size",
+        type=natural,
+        help="per update; default: the recipe's, or --batch-size times the processes",
+    )
     add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
     add("--recipe", default="published", choices=RECIPES, help="few-labels: other defaults, which options override")
     add("--epochs", type=natural, help=f"default: {PUBLISHED_EPOCHS}, or as many as --updates take")
@@ -178,9 +182,14 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(f"--data-set {args.data_set} {needs} --labels, the CSV of paths and labels")
     if args.val_labels and args.data_set != "CSV":
         raise InputError(f"--data-set {args.data_set} does not take --val-labels")
-    wanted = {"eval": args.eval, "confusion-matrix": args.confusion_matrix, "sched plateau": args.sched == "plateau"}
-    if any(wanted.values()) and args.data_set == "CSV" and not args.val_labels:
-        raise InputError(f"--{max(wanted, key=wanted.get)} needs --val-labels, images to evaluate on")
+    wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
+    wanted += ["sched plateau"] * (args.sched == "plateau")
+    if wanted and args.data_set == "CSV" and not args.val_labels:
+        raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
+    if args.sched == "plateau" and args.lr_noise and args.eval_interval > 1:
+        raise InputError(
+            "--sched plateau with --lr-noise needs --eval_interval 1: it changes the rate at evaluations only"
+        )
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
         raise InputError(
             "--cutmix-minmax {:g} {:g}: the first must not be above the second".format(*args.cutmix_minmax)

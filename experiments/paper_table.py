@@ -107,9 +107,10 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
             changes[name] = f"{getattr(protocol, name)} {given}"
     protocol = replace(protocol, **changes)
     if args.finetuning_options:
-        check_options("--finetuning_options", protocol.finetuning, protocol)
+        check_options("--finetuning_options", args.finetuning_options, protocol.finetuning, protocol)
     if args.few_labels_options:
-        check_options("--few_labels_options", f"--recipe few-labels {protocol.few_labels}", protocol)
+        recipe = f"--recipe few-labels {protocol.few_labels}"
+        check_options("--few_labels_options", args.few_labels_options, recipe, protocol)
     if args.arch and not args.weights and any(map(protocol.is_run, protocol.readouts)):
         raise InputError(
             f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone: main.py downloads none; or ask "
@@ -118,24 +119,28 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     return protocol
 
 
-def check_options(name: str, options: str, protocol: Protocol) -> None:
-    """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take."""
+def check_options(name: str, given: str, options: str, protocol: Protocol) -> None:
+    """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take.
+
+    options: all that come after those of the table, with the `given` ones in them.
+    """
+    ours = ArgumentParser("")
+    for option in ("--resume", "--subset_ids", "--data-path", "--output_dir", "--seed"):
+        ours.add_argument(option, nargs="*")
     try:
-        words = shlex.split(options)
+        taken = vars(ours.parse_known_args(shlex.split(given))[0])
     except ValueError as error:
-        raise InputError(f"{name} {options!r} cannot be split into words: {error}") from None
+        raise InputError(f"{name} {given!r} cannot be split into words: {error}") from None
+    for option in (option for option, values in taken.items() if values is not None):
+        raise InputError(f"{name} gives --{option}, which the table sets for each of its commands")
     segments = protocol.trainer == "segmenter"
     parse_options = parse_segmentation_options if segments else parse_finetuning_options
     with tempfile.TemporaryDirectory() as folder:
-        ours = {"resume": "W.pth", "subset_ids": "S.json", "data-path": folder, "output_dir": folder, "seed": "271828"}
-        given = [word for option, value in ours.items() for word in (f"--{option}", value)]
-        given += [] if segments else ["--data-set", "CIFAR10SUBSET"]
-        before, after = vars(parse_options(given)), vars(parse_options([*given, *words]))
+        start = f"--resume W.pth --subset_ids S.json --auto-resume --output_dir {shlex.quote(folder)}"
+        start += "" if segments else " --data-set CIFAR10SUBSET"
+        parse_options(shlex.split(f"{start} {options}"))
         if segments and "linear" in protocol.readouts:
-            parse_options([*given, *words, "--probe", "linear"])
-    for option in ours:
-        if before[key := option.replace("-", "_")] != after[key]:
-            raise InputError(f"{name} gives --{option}, which the table sets for each of its commands")
+            parse_options(shlex.split(f"{start} {options} --probe linear"))
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:

@@ -42,7 +42,9 @@ def differences_of(results: Sequence[Result], first: str, second: str) -> dict[f
     for result in results:
         other = replace(result.cell, readout=second)
         if result.cell.readout == first and other in scores:
-            both.append(replace(result, score=round(result.score - scores[other], 9)))  # not of the last bit
+            both.append(
+                replace(result, score=round(result.score - scores[other], 9) + 0.0)
+            )  # no rounding error, no -0.0
     return columns_of(both).get(first, {})
 
 
@@ -133,7 +135,8 @@ def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
         "table of each readout, all comparisons with Random, at all budgets together, are one family, and all "
         "comparisons with the highest means of the columns another; p-values below are corrected. A method without a "
         "seed selects the same images every time: its frozen readouts have no spread, nor have trainings that draw "
-        "nothing at random. Where neither side of a comparison has any, nothing is tested.",
+        "nothing at random. Where neither side of a comparison has any, nothing is tested, and "
+        "nothing marked but the highest mean.",
     ]
     if compared:
         lines.append(

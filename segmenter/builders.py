@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from common.batch_stream import BatchStream, DrawnImages, EpochPlan
-from common.checkpoints import (
-    check_classes,
-    fetch_checkpoint,
-    is_own_checkpoint,
-    load_pretrained,
-    network_weights,
-    weights_checksum,
-)
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.command_line import usable
 from common.errors import InputError
 from common.image_loader import ImageLoader
@@ -79,17 +72,16 @@ def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
 
 
 def load_weights(
-    args: argparse.Namespace, model: PixelClassifier, classes: list[str]
+    args: argparse.Namespace, model: PixelClassifier, classes: Sequence[str]
 ) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --resume into the encoder, or with --eval into the model, whose classes are called so.
+    """Load --resume into the encoder, or with --eval into the model, whose classes have these names.
 
     Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
     """
     if not args.resume:
         return "none", None
     if args.eval:
-        run = read_trained(args.resume, "segmenter/main.py", lambda *_: model)[2]
-        check_classes(run, args.resume, classes)
+        read_trained(args.resume, "segmenter/main.py", lambda *_: model, classes)
         return None, None
     checkpoint = fetch_checkpoint(args.resume)
     if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):

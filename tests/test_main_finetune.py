@@ -86,6 +86,10 @@ def test_evaluation_on_other_classes_is_refused(pool, backbone, tmp_path):
         (tmp_path / "renamed" / split / "bee").rename(tmp_path / "renamed" / split / "wasp")
     with pytest.raises(InputError, match="was trained for other classes: 'bee' where these images have 'cat'"):
         main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "renamed" / split / "cat")
+    with pytest.raises(InputError, match="was trained for 3 classes, but the images are of 2"):
+        main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
 
 
 def test_evaluation_with_a_fresh_head_is_refused(pool, backbone):

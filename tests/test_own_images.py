@@ -681,7 +681,7 @@ def test_exports_of_file_names_are_refused_where_images_are_no_files(hf_table, b
     hf_table.to_parquet(tmp_path / "insects.parquet")
     features = extract(tmp_path / "insects.parquet", tmp_path, backbone, "--dataset", "HF")
     for export in (["--export_paths"], ["--export_tasks", "label-studio"]):
-        with pytest.raises(InputError, match=f"{export[0]} names files, and the images of .* are none"):
+        with pytest.raises(InputError, match=f"{export[0]} names files, and the images of .* are no files"):
             choose(features, tmp_path, "--number", 3, *export)
 
 

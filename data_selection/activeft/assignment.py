@@ -192,7 +192,7 @@ def bounding(rows: Tensor, axes: Tensor) -> Tensor:
 def positive_places(values: Tensor, buffer: Tensor) -> Tensor:
     """Where values (p,) are positive, ascending; where few are, twice as fast as nonzero(), as eights are looked at.
 
-    buffer: for at least as many truth values, in eights (p / 8, 8).
+    At least one value. buffer: for at least as many truth values, in eights (p / 8, 8).
     """
     positive = buffer[: -(-len(values) // 8)]
     positive[-1] = False  # also what is beyond the values

@@ -47,7 +47,7 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
     if pool.source and (args.export_paths or args.export_tasks):
         option = "--export_paths" if args.export_paths else "--export_tasks"
         raise InputError(
-            f"{option} names files, and the images of {pool.root} are none: use --copy_images or --export_csv"
+            f"{option} names files, and the images of {pool.root} are no files: use --copy_images or --export_csv"
         )
     if args.export_csv or args.copy_images is not None or args.export_tasks:
         pool.check_unchanged(args.feature_path)
