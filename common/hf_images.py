@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from common.errors import InputError
 from common.images import NO_LABEL, Loader, Transform, open_rgb
 
-SPLIT_NAMES = re.compile(r"(?<![A-Za-z])(train|validation|val|test)(?![a-z])")  # in names of parquet files
+WORD_START = r"(?<![A-Za-z])"
+SPLIT_NAMES = re.compile(rf"{WORD_START}(train|validation|val|test)(?![a-z])")  # in names of parquet files
 
 
 class HFImages(Dataset):
@@ -109,7 +110,7 @@ def parquet_files(path: Path, split: str) -> list[str]:
     if not path.is_dir():
         return [str(path)] if path.is_file() else []
     names = {str(file): file.relative_to(path).as_posix() for file in sorted(path.rglob("*.parquet"))}
-    mine = [file for file, name in names.items() if re.search(rf"(?<![A-Za-z]){re.escape(split)}", name)]
+    mine = [file for file, name in names.items() if re.search(WORD_START + re.escape(split), name)]
     others = {found for name in names.values() for found in SPLIT_NAMES.findall(name)}
     if others and not mine:
         raise InputError(f"the data set {path} has no split {split!r}, but {', '.join(sorted(others))}: use --split")

@@ -55,11 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_options(group)
     add = group.add_argument
     add("--batch-size", default=256, type=natural, help="images per process and update")
-    add(
-        "--total-batch-size",
-        type=natural,
-        help="per update; default: the recipe's, or --batch-size times the processes",
-    )
+    of_an_update = "per update; default: the recipe's, or --batch-size times the processes"
+    add("--total-batch-size", type=natural, help=of_an_update)
     add("--accum-steps", default=1, type=natural, help="split each update into so many passes, to save memory")
     add("--recipe", default="published", choices=RECIPES, help="few-labels: other defaults, which options override")
     add("--epochs", type=natural, help=f"default: {PUBLISHED_EPOCHS}, or as many as --updates take")
@@ -174,6 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_together(args: argparse.Namespace) -> None:
     """What no single option can know. Raises InputError."""
+    plateau = args.sched == "plateau"
     if args.data_set.endswith("SUBSET") != bool(args.subset_ids):
         needs = "needs" if not args.subset_ids else "does not take"
         raise InputError(f"--data-set {args.data_set} {needs} --subset_ids, the JSON of chosen indices")
@@ -182,11 +180,11 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(f"--data-set {args.data_set} {needs} --labels, the CSV of paths and labels")
     if args.val_labels and args.data_set != "CSV":
         raise InputError(f"--data-set {args.data_set} does not take --val-labels")
-    wanted = [name for name in ("eval", "confusion_matrix") if getattr(args, name)]
-    wanted += ["sched plateau"] * (args.sched == "plateau")
+    evaluating = ("--eval", args.eval), ("--confusion-matrix", args.confusion_matrix), ("--sched plateau", plateau)
+    wanted = [option for option, is_given in evaluating if is_given]
     if wanted and args.data_set == "CSV" and not args.val_labels:
-        raise InputError(f"--{wanted[0].replace('_', '-')} needs --val-labels, images to evaluate on")
-    if args.sched == "plateau" and args.lr_noise and args.eval_interval > 1:
+        raise InputError(f"{wanted[0]} needs --val-labels, images to evaluate on")
+    if plateau and args.lr_noise and args.eval_interval > 1:
         raise InputError(
             "--sched plateau with --lr-noise needs --eval_interval 1: it changes the rate at evaluations only"
         )

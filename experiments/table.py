@@ -42,9 +42,8 @@ def differences_of(results: Sequence[Result], first: str, second: str) -> dict[f
     for result in results:
         other = replace(result.cell, readout=second)
         if result.cell.readout == first and other in scores:
-            both.append(
-                replace(result, score=round(result.score - scores[other], 9) + 0.0)
-            )  # no rounding error, no -0.0
+            difference = round(result.score - scores[other], 9) + 0.0  # without rounding errors, and 0 for -0
+            both.append(replace(result, score=difference))
     return columns_of(both).get(first, {})
 
 
