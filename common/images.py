@@ -3,6 +3,7 @@
 Whatever a file holds, an image is 8-bit RGB, or an error of one line.
 """
 
+import contextlib
 import io
 import os
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from common.errors import InputError
@@ -30,16 +31,6 @@ Loader = Callable[[str], Image.Image]
 Samples = list[tuple[str, int]]
 Files = TypeVar("Files", bound="ImageFiles")
 NO_LABEL = -1
-# EXIF orientation, and what turns the image upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 REPAIR = "repair or remove it"
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # they have no 32-bit integers, but some Pillows open 16 bits as mode I
 
@@ -64,8 +55,11 @@ def open_rgb(
         with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
             if at_least:
                 image.draft(None, (at_least, at_least))
-            rgb = _eight_bits(image).convert("RGB")
-            return _turned_upright(rgb, image) if upright else rgb
+            if upright:
+                image.load()
+                with contextlib.suppress(Exception):  # damaged metadata; it is turned before they are looked at
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _eight_bits(image).convert("RGB")
     except InputError as error:
         problem = str(error)
     except UnidentifiedImageError:
@@ -98,14 +92,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             raise InputError(f"floats from {span} have no known scale: convert it to floats in 0..1 or to 8 bits")
         return Image.fromarray((255 * values).round().astype(np.uint8))
     return image
-
-
-def _turned_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    try:  # after decoding: some decoders turn the image themselves, and then drop the orientation
-        turn = TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
 
 
 class ImageFiles(Dataset):

@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, _ in np.median(costs, axis=0))
         line = f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s"
         if compared:
-            seconds, cpu, _, _ = np.median(costs[:, methods.index("reference")] / costs[:, 0], axis=0)
+            seconds, cpu = np.median(costs[:, methods.index("reference"), :2] / costs[:, 0, :2], axis=0)
             line += f" {seconds:6.1f}x {cpu:6.1f}x"
         print(line, flush=True)
 

@@ -113,7 +113,7 @@ def our_epochs(args: argparse.Namespace) -> Iterator[None]:
         state.model.train()
         while state.update < plan.updates:
             update_weights(state.model, batches, recipe, state, processes, Interruption())
-        end_epoch(state)
+        end_epoch(state, evaluated=False)
         yield
 
 

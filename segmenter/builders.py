@@ -23,7 +23,7 @@ from common.run_folder import read_trained
 from common.scenes import IGNORED
 from common.training import TrainingState
 from segmenter.augmentation import train_transform
-from segmenter.datasets import SegmentationData
+from segmenter.datasets import Scenes
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 from segmenter.recipe_options import NO_INFLUENCE, PASSES
 
@@ -117,13 +117,13 @@ def build_state(
 
 
 def describe_run(
-    args: argparse.Namespace, data: SegmentationData, iterations: int, weights: str | None
+    args: argparse.Namespace, train: Scenes, val: Scenes, iterations: int, weights: str | None
 ) -> dict[str, Any]:
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     known = {} if weights is None else {"weights": weights}
-    images = {"train_images": data.train.listing, "val_images": data.val.listing}
-    return {**options, **known, **images, "iterations": iterations, "classes": list(data.labels.classes)}
+    images = {"train_images": train.listing, "val_images": val.listing}
+    return {**options, **known, **images, "iterations": iterations, "classes": list(train.labels.classes)}
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, processes: Processes) -> Tensor:
@@ -138,13 +138,13 @@ def pixel_loss(logits: Tensor, targets: Tensor, processes: Processes) -> Tensor:
 
 
 def build_train_loader(
-    args: argparse.Namespace, data: SegmentationData, stream: BatchStream, processes: Processes
+    args: argparse.Namespace, train: Scenes, stream: BatchStream, processes: Processes
 ) -> ImageLoader:
-    drawn = DrawnImages(data.train, train_transform(args), args.seed)
+    drawn = DrawnImages(train, train_transform(args), args.seed)
     return ImageLoader(drawn, stream, stream.plan.micro_size, args.num_workers, processes.device.type == "cuda")
 
 
-def build_eval_loader(args: argparse.Namespace, data: SegmentationData, processes: Processes) -> ImageLoader:
+def build_eval_loader(args: argparse.Namespace, val: Scenes, processes: Processes) -> ImageLoader:
     """This process's share of the validation scenes, one at a time."""
-    batches = [[index] for index in range(processes.rank, len(data.val), processes.size)]
-    return ImageLoader(data.val, batches, 1, args.num_workers, processes.device.type == "cuda")
+    batches = [[index] for index in range(processes.rank, len(val), processes.size)]
+    return ImageLoader(val, batches, 1, args.num_workers, processes.device.type == "cuda")

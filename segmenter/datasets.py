@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +24,6 @@ from segmenter.augmentation import eval_transform
 
 MOST_NAMED_CLASSES = 10
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class SegmentationData:
-    """What to train and to evaluate on.
-
-    train: the chosen images of the training split, or all of them. val: the whole validation split, resized; its masks
-    are in their own resolution.
-    """
-
-    train: "Scenes"
-    val: "Scenes"
-    labels: MaskLabels
 
 
 class Scenes(Dataset):
@@ -62,8 +48,11 @@ class Scenes(Dataset):
         return self.transform(image, mask) if self.transform else (image, mask)
 
 
-def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationData:
-    """Raises InputError for anything that is missing or does not fit, in any image or mask that will be used."""
+def build_data(args: argparse.Namespace, processes: Processes) -> tuple[Scenes, Scenes]:
+    """The chosen images of the training split, or all; and the whole validation split, resized, masks as they are.
+
+    Raises InputError for anything that is missing or does not fit, in any image or mask that will be used.
+    """
     root = Path(args.data_path)
     images, val_images = (
         [Path(path) for path, _ in scene_images(scene_folder(root, train)).samples] for train in (True, False)
@@ -87,7 +76,7 @@ def build_data(args: argparse.Namespace, processes: Processes) -> SegmentationDa
             processes.report(f"{len(missing)} of {len(labels.classes)} classes have no pixel to train on: {listed}")
     check_stems(val_images)
     count_pixels(val, args.num_workers, processes)
-    return SegmentationData(train, val, labels)
+    return train, val
 
 
 def check_stems(images: Sequence[Path]) -> None:

@@ -30,23 +30,23 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if args.probe and processes.size > 1:
         raise InputError(f"--probe {args.probe} is for one process, not {processes.size}: batch norm sees all images")
     seed_everything(args.seed)
-    data = build_data(args, processes)
-    classes = data.labels.classes
+    train, val = build_data(args, processes)
+    classes = train.labels.classes
     model = build_model(args, len(classes))
     weights, own_checkpoint = load_weights(args, model, classes)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)
-    eval_loader = build_eval_loader(args, data, processes)
+    eval_loader = build_eval_loader(args, val, processes)
     if args.eval:
         result = evaluate(model, eval_loader, len(classes), processes, window)
-        processes.report(f"{len(data.val)} images: {describe(result)}")
+        processes.report(f"{len(val)} images: {describe(result)}")
         return {"last": {"test": result}}
 
-    sampler, plan = build_plan(args, len(data.train), processes)
+    sampler, plan = build_plan(args, len(train), processes)
     iterations = plan.updates
     state = build_state(args, model, iterations, amp_dtype)
-    run = describe_run(args, data, iterations, weights)
+    run = describe_run(args, train, val, iterations, weights)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     if own_checkpoint:
@@ -59,11 +59,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
     processes.report(
         f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
-        f"{iterations * args.batch_size / len(data.train):.0f} passes over {len(data.train)} images"
+        f"{iterations * args.batch_size / len(train):.0f} passes over {len(train)} images"
     )
 
     stream = BatchStream(sampler, plan, processes.rank, range(1), state.update)
-    batches = iter(build_train_loader(args, data, stream, processes))
+    batches = iter(build_train_loader(args, train, stream, processes))
     parallel_model = in_parallel(model, processes).train()
     folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, fresh=not own_checkpoint)
     progress = progress_bar(
@@ -92,13 +92,13 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             if stopping and not finished:
                 folder.stop(f"after iteration {state.update}")
 
-    summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(data.train)}
+    summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(train)}
     summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder.path:
         plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
-        plot_predictions(model, window, data.val, processes.device, folder.path / "predictions.png")
+        plot_predictions(model, window, val, processes.device, folder.path / "predictions.png")
         write_json(folder.path / "summary.json", summary, indent=2)
         processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
     return summary

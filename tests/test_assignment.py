@@ -7,7 +7,6 @@ from data_selection.activeft.assignment import (
     bounding,
     listed_similarities,
     nearest_of_all,
-    positive_places,
     principal_axes,
 )
 
@@ -118,10 +117,3 @@ def test_listed_similarities_are_the_listed_entries_of_the_product():
         listed_similarities(features, centres, torch.arange(0, 201, 4), listed.flatten()).view(50, 4),
         (features @ centres.T).gather(1, listed.long()),
     )
-
-
-@pytest.mark.parametrize("length", [1, 8, 13, 64])
-def test_positive_places_are_those_of_the_values_whatever_the_buffer_held(length):
-    values = torch.randn(length, generator=torch.Generator().manual_seed(length))
-    buffer = torch.ones(9, 8, dtype=torch.bool)
-    assert positive_places(values, buffer).tolist() == [place for place, value in enumerate(values) if value > 0]

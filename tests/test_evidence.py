@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from data_selection.activeft.pool import Candidates
+from data_selection.activeft.assignment import representatives
+from data_selection.activeft.pool import Candidates, Pool
 from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence import pictures
 from data_selection.evidence.comparison import MARKED, by_chance, compared, mean_and_std, summary, verdict
@@ -22,7 +23,6 @@ from data_selection.evidence.measures import (
     diversity,
     earth_movers_distance,
     random_part,
-    representatives,
     shares,
 )
 from data_selection.evidence.pictures import nearest_represented
@@ -32,6 +32,10 @@ def at(*degrees: float) -> torch.Tensor:
     """Unit rows (n, 2) at these angles: their distance is 2 sin(half the angle between them)."""
     angles = torch.deg2rad(torch.tensor(degrees))
     return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def pool_at(*degrees: float) -> Pool:
+    return Pool(at(*degrees), Candidates(len(degrees)))
 
 
 def chord(degrees: float) -> float:
@@ -50,20 +54,20 @@ def test_exact_copies_are_near_duplicates_at_a_cosine_of_1():
 
 
 def test_every_sample_is_represented_by_its_most_similar_chosen_one():
-    nearest, similarity = representatives(at(0, 10, 80, 90, 130), torch.tensor([0, 3]))
+    nearest, similarity = representatives(pool_at(0, 10, 80, 90, 130), [0, 3])
     assert nearest.tolist() == [0, 0, 1, 1, 1]
     cosines = [math.cos(math.radians(angle)) for angle in (0, 10, 10, 0, 40)]
     assert similarity.tolist() == pytest.approx(cosines, abs=1e-6)
 
 
 def test_a_chosen_sample_represents_itself_even_beside_its_duplicate():
-    nearest, similarity = representatives(at(30, 30, 30, 70), torch.tensor([0, 2]))
+    nearest, similarity = representatives(pool_at(30, 30, 30, 70), [0, 2])
     assert (nearest[0], nearest[2]) == (0, 1)
     assert similarity[:3].tolist() == pytest.approx([1, 1, 1])
 
 
 def test_coverage_is_mean_95th_percentile_and_maximum_of_distances():
-    _, similarity = representatives(at(*range(0, 42, 2)), torch.tensor([0]))  # 0, 2, .. 40 degrees from the chosen one
+    _, similarity = representatives(pool_at(*range(0, 42, 2)), [0])  # 0, 2, .. 40 degrees from the chosen one
     measured = coverage(similarity)
     chords = [chord(angle) for angle in range(0, 42, 2)]
     assert measured["coverage_mean"] == pytest.approx(sum(chords) / 21, abs=1e-5)

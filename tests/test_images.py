@@ -9,9 +9,18 @@ from conftest import write_image
 from PIL import Image
 
 from common.errors import InputError
-from common.images import TURNS, class_folders, image_folder, open_rgb
+from common.images import class_folders, image_folder, open_rgb
 
 RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32).round()
+TURNS = {  # what undoes each EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -51,8 +60,7 @@ def upright_picture() -> Image.Image:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_exif_orientation_turns_an_image_upright(orientation, suffix, tmp_path):
-    undone = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = upright_picture().transpose(TURNS[undone]) if undone > 1 else upright_picture()
+    stored = upright_picture().transpose(TURNS[orientation]) if orientation > 1 else upright_picture()
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / f"phone.{suffix}", exif=exif, quality=95)

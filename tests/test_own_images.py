@@ -651,7 +651,7 @@ def test_the_split_of_a_folder_of_parquet_files_is_in_their_names_not_in_its_own
     folder = tmp_path / "train_photos"
     folder.mkdir()
     hf_table.to_parquet(folder / "part_0.parquet")
-    assert len(HFImages(str(folder), "val")) == len(hf_table)  # no file names a split: all are the pool
+    assert len(HFImages(str(folder), "train")) == len(hf_table)  # no file names a split
     (folder / "part_0.parquet").rename(folder / "test.parquet")
     assert len(HFImages(str(folder), "test")) == len(hf_table)
     for split in ("train", "val"):

@@ -18,7 +18,7 @@ from common.pool_paths import read_pool_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
-from segmenter.datasets import build_data
+from segmenter.datasets import Scenes, build_data
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def scenes(tmp_path: Path) -> Path:
     return write_scenes(tmp_path / "scenes", training=5, validation=2)
 
 
-def data_of(root: Path, **changed) -> object:
+def data_of(root: Path, **changed) -> tuple[Scenes, Scenes]:
     options = {
         "data_path": str(root), "class_names": None, "num_classes": None, "ignore_label": 255,
         "reduce_zero_label": True, "subset_ids": [], "short_side": 40, "long_side": 160, "num_workers": 0,
@@ -47,17 +47,17 @@ def save_mask(path: Path, values: list[list[int]], mode: str = "uint8") -> Path:
 
 
 def test_scenes_are_pairs_of_image_and_mask_with_zero_ignored_and_classes_from_0(scenes):
-    data = data_of(scenes)
-    assert data.labels.classes == tuple(CLASSES) and len(data.train) == 5 and len(data.val) == 2
-    image, mask = data.train[3]
+    train, val = data_of(scenes)
+    assert train.labels.classes == tuple(CLASSES) and len(train) == 5 and len(val) == 2
+    image, mask = train[3]
     values = np.asarray(Image.open(scenes / "annotations/training/scene_003.png")).astype(int)
     assert image.shape == (3, 40, 48) and (mask.numpy() == np.where(values == 0, IGNORED, values - 1)).all()
 
 
 def test_a_subset_is_the_images_at_its_indices_in_the_order_of_the_names(scenes, tmp_path):
-    data = data_of(scenes, subset_ids=[subset_file(tmp_path, [4, 1])])
-    assert [path.name for path in data.train.paths] == ["scene_004.jpg", "scene_001.jpg"]
-    assert len(data.val) == 2
+    train, val = data_of(scenes, subset_ids=[subset_file(tmp_path, [4, 1])])
+    assert [path.name for path in train.paths] == ["scene_004.jpg", "scene_001.jpg"]
+    assert len(val) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_scenes_that_cannot_be_used_are_one_line_before_the_work(kind, message, 
 
 def test_images_that_are_not_chosen_need_no_mask(scenes, tmp_path):
     broken(scenes, "missing", "training")
-    assert len(data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 2])]).train) == 2
+    assert len(data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 2])])[0]) == 2
     with pytest.raises(InputError, match="scene_001.png is not there"):
         data_of(scenes, subset_ids=[subset_file(tmp_path, [0, 1])])
 
 
 def test_classes_without_a_pixel_to_train_on_are_named(scenes, tmp_path, capsys):
-    data = data_of(scenes, subset_ids=[subset_file(tmp_path, [2])])
-    seen = set(data.train[0][1].unique().tolist())
+    train, _ = data_of(scenes, subset_ids=[subset_file(tmp_path, [2])])
+    seen = set(train[0][1].unique().tolist())
     missing = [name for index, name in enumerate(CLASSES) if index not in seen]
     expected = f"{len(missing)} of 10 classes have no pixel to train on: {', '.join(missing)}"
     assert missing and expected in capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_an_index_outside_the_pool_is_refused(scenes, tmp_path):
 
 def test_the_folder_that_ade20k_was_unpacked_in_will_do(tmp_path):
     write_scenes(tmp_path / "ADEChallengeData2016", training=2, validation=1)
-    assert len(data_of(tmp_path).train) == 2
+    assert len(data_of(tmp_path)[0]) == 2
 
 
 def test_another_layout_is_refused_with_the_one_that_is_needed(tmp_path):
@@ -180,7 +180,7 @@ def test_another_layout_is_refused_with_the_one_that_is_needed(tmp_path):
 @pytest.mark.parametrize(("folder", "name"), [("ADEChallengeData2016", "ADE20K"), ("streets", "streets")])
 def test_extraction_needs_no_masks_and_counts_the_images_as_training_does(folder, name, backbone, tmp_path):
     root = write_scenes(tmp_path / folder, training=3, validation=1)
-    trained_on = [path.name for path in data_of(root).train.paths]
+    trained_on = [path.name for path in data_of(root)[0].paths]
     shutil.rmtree(root / "annotations")
     options = ["--dataset", "ADE20K", "--data_path", str(root), "--arch", "vit_tiny_patch16_224", *TINY_VIT_OPTIONS,
                "--pretrained_weights", str(backbone), "--device", "cpu", "--num_workers", "0"]  # fmt: skip

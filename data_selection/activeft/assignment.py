@@ -18,12 +18,13 @@ axes of the features, f . c <= Pf . Pc + |f - Pf| |c - Pc|.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_selection.activeft.pool import chunks
+from data_selection.activeft.pool import Pool, chunks
 
 CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its cache
 GPU_CHUNK_ELEMENTS = 1 << 26
@@ -50,6 +51,19 @@ def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) 
         product = torch.mm(some, centres.T, out=buffer[: len(some)])  # (chunk, d) x (d, k) -> (chunk, k)
         torch.max(product, dim=1, out=(similarity[piece], nearest[piece]))
     return nearest, similarity
+
+
+def representatives(pool: Pool, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which of these distinct samples represents each one of this process: the most similar; a chosen one itself.
+
+    Returns: positions in `chosen` (m,), int64, and cosine similarities (m,), of unit rows.
+    """
+    nearest, similarity = nearest_of_all(pool.rows, pool.rows_of(chosen))
+    own = torch.tensor([*chosen], device=nearest.device) - pool.first
+    here = (own >= 0) & (own < len(nearest))
+    nearest[own[here]] = here.nonzero().squeeze(1)  # also where another is its equal
+    similarity[own[here]] = 1
+    return nearest, similarity.clamp(-1, 1)
 
 
 class NearestPrototypes:
@@ -133,12 +147,12 @@ class NearestPrototypes:
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
         chunk = self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)
         # New ones for every chunk would leave holes in memory.
-        buffer, is_above = torch.empty(chunk, m), torch.empty(-(-chunk * m // 8), 8, dtype=torch.bool)
+        buffer, flags = torch.empty(chunk, m), torch.empty(chunk * m, dtype=torch.bool)
         for piece in chunks(len(self.features), chunk):
             bounding_rows = self.vectors[piece]
             # How far similarities would come above the floor: (chunk, e + 2) x (e + 2, m) -> (chunk, m)
             above = torch.mm(bounding_rows, vectors, out=buffer[: len(bounding_rows)]).view(-1)
-            places = positive_places(above, is_above)
+            places = torch.gt(above, 0, out=flags[: len(above)]).nonzero().squeeze(1)
             row, column = places // m, places % m
             rows.append((row + piece.start).int())
             columns.append(some.index_select(0, column).int())
@@ -187,19 +201,6 @@ def bounding(rows: Tensor, axes: Tensor) -> Tensor:
     inside = rows @ axes  # (n, d) x (d, e - 1) -> (n, e - 1)
     outside = (rows.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0).add(1e-6).sqrt()
     return torch.cat([inside, outside[:, None]], dim=1)
-
-
-def positive_places(values: Tensor, buffer: Tensor) -> Tensor:
-    """Where values (p,) are positive, ascending; where few are, twice as fast as nonzero(), as eights are looked at.
-
-    At least one value. buffer: for at least as many truth values, in eights (p / 8, 8).
-    """
-    positive = buffer[: -(-len(values) // 8)]
-    positive[-1] = False  # also what is beyond the values
-    torch.gt(values, 0, out=positive.view(-1)[: len(values)])
-    eights = positive.view(torch.int64).nonzero()[:, 0]
-    which, place = positive.index_select(0, eights).nonzero().unbind(1)
-    return eights.index_select(0, which) * 8 + place
 
 
 def listed_similarities(features: Tensor, centres: Tensor, starts: Tensor, columns: Tensor) -> Tensor:

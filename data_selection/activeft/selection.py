@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam  # the class torch.optim.Adam takes a second to load at its first step
 
 from common.errors import InputError
 from common.processes import Processes, pick_device
@@ -20,7 +21,7 @@ from data_selection.activeft.prototypes import farthest_points, match_prototypes
 
 Observer = Callable[[int, Tensor], None]
 
-ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}  # torch's
 COPIES_OF_PROTOTYPES = 10  # theta, its gradient, two moments, c, what is attracted and repelled, and temporaries
 BYTES_PER_SAMPLE = 600  # the list of pairs and what is made of it in an iteration
 WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
@@ -122,7 +123,7 @@ def optimise(
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d)
     batches = settings.batches(pool.n, part)
     batch, nearest_prototypes = pool.rows, NearestPrototypes(pool.rows, k, settings.chunk)
-    adam = Adam(theta)
+    mean, square, steps = torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros(())  # of Adam
     losses = torch.zeros(settings.max_iter, device=theta.device)
     shown = progress and processes.is_main
     bar = progress_bar(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
@@ -139,7 +140,8 @@ def optimise(
         losses[iteration], gradient = loss_and_gradient(
             batch, nearest, similarity, centres, tau, settings.balance, processes
         )
-        adam.step(gradient_through_normalisation(gradient[:budget], moving, norms), lr_at(iteration, settings))
+        gradient = gradient_through_normalisation(gradient[:budget], moving, norms)
+        adam([theta], [gradient], [mean], [square], [], [steps], lr=lr_at(iteration, settings), **ADAM)
         if shown and (iteration % 10 == 0 or iteration == settings.max_iter - 1):
             bar.set_postfix(loss=f"{losses[iteration]:.4f}")
     prototypes = unit_prototypes(theta, settings)
@@ -155,22 +157,6 @@ def unit_prototypes(theta: Tensor, settings: Settings) -> Tensor:
         lowered = f"temperature {settings.temperature:g} is too low, or lr {settings.lr:g} too high"
         raise InputError(f"the optimisation diverged: {lowered}")
     return prototypes
-
-
-class Adam:
-    """torch.optim.Adam of one tensor, bit for bit; torch.optim takes as long to load as all the rest of torch."""
-
-    def __init__(self, weights: Tensor):
-        self.weights, self.steps = weights, 0
-        self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
-
-    def step(self, gradient: Tensor, lr: float) -> None:
-        self.steps += 1
-        beta1, beta2 = ADAM_BETAS
-        self.mean.lerp_(gradient, 1 - beta1)
-        self.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = (self.square.sqrt() / (1 - beta2**self.steps) ** 0.5).add_(ADAM_EPS)
-        self.weights.addcdiv_(self.mean, root, value=-lr / (1 - beta1**self.steps))
 
 
 def lr_at(iteration: int, settings: Settings) -> float:

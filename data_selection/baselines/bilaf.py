@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.progress import progress_bar
-from data_selection.activeft.assignment import nearest_of_all
+from data_selection.activeft.assignment import representatives
 from data_selection.activeft.pool import Candidates, Pool, distance, rows_at_a_time
 from data_selection.activeft.selection import Settings, optimise
 
@@ -70,8 +70,7 @@ def bilaf_samples(
     known = dict.fromkeys([*core, *labeled])  # chosen before any boundary, in order
     closed = pool.closed()
     closed[list(known)] = True
-    cluster, _ = nearest_of_all(pool.rows, pool.rows[core])
-    cluster[core] = torch.arange(len(core), device=cluster.device)  # also where two are equal
+    cluster, _ = representatives(pool, core)
     members = cluster.argsort(stable=True).split(torch.bincount(cluster, minlength=len(core)).tolist())
     known_in = [[] for _ in core]
     for sample, owner in zip(known, cluster[list(known)].tolist(), strict=True):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.progress import progress_bar
-from data_selection.activeft.assignment import nearest_of_all
-from data_selection.activeft.pool import Candidates, chunks, distance
+from data_selection.activeft.assignment import nearest_of_all, representatives
+from data_selection.activeft.pool import Candidates, Pool, chunks, distance
 from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence.duplicates import EQUAL
 
@@ -26,17 +26,6 @@ EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits in m
 def random_part(n: int, size: int, seed: int) -> np.ndarray:
     """At most `size` of n samples, ascending, int64. Sampled otherwise than random subsets, so equal to none."""
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
-
-
-def representatives(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of k distinct chosen indices represents each unit row of a pool (n, d), the chosen themselves included.
-
-    Returns: positions in `chosen` (n,), int64, of the most similar one, and cosine similarities (n,).
-    """
-    nearest, similarity = nearest_of_all(pool, pool[chosen])
-    nearest[chosen] = torch.arange(len(chosen), device=pool.device)  # also where another chosen one is its equal
-    similarity[chosen] = 1
-    return nearest, similarity.clamp(-1, 1)
 
 
 def coverage(similarity: Tensor) -> dict[str, float]:
@@ -178,7 +167,7 @@ class Evaluator:
     def __call__(self, ids: tuple[int, ...]) -> Evaluation:
         chosen = torch.tensor(ids, device=self.pool.device)  # (k,)
         rows = self.pool[chosen]
-        nearest, similarity = representatives(self.pool, chosen)
+        nearest, similarity = representatives(Pool(self.pool, Candidates(len(self.pool))), ids)
         represented = nearest.bincount(minlength=len(ids)).cpu().numpy()  # (k,)
         in_emd = self.emd_sample(len(ids)), self.emd_sample(len(self.pool))
         values = {

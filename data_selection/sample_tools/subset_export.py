@@ -5,19 +5,18 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 from zlib import crc32
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
 from common.image_list import read_image_list, write_image_list
 from common.pool_paths import PoolPaths, read_pool_paths
-from data_selection.activeft.assignment import nearest_of_all
+from data_selection.activeft.assignment import representatives
 from data_selection.activeft.pool import Pool
 
 CSV_COLUMNS = ("path", "label", "represents")
@@ -110,18 +109,12 @@ def copy_images(pool: PoolPaths, indices: Sequence[int], folder: Path) -> None:
 
 
 def represented(pool: Pool, covering: Sequence[int], unit: bool) -> dict[int, int]:
-    """How many samples of the pool each of these represents: those most similar to it, and itself.
+    """How many samples of the pool each of these represents. Every process must call it.
 
-    Every process must call it. unit: whether the pool's rows are of unit length.
+    unit: whether the pool's rows are of unit length.
     """
-    rows, centres = pool.rows, pool.rows_of(covering)
-    if not unit:
-        rows, centres = F.normalize(rows, dim=1), F.normalize(centres, dim=1)
-    nearest, _ = nearest_of_all(rows, centres)
-    own = torch.tensor([*covering], device=rows.device) - pool.first
-    here = (own >= 0) & (own < len(rows))
-    nearest[own[here]] = here.nonzero().squeeze(1)  # also where another is its equal
-    counts: Tensor = nearest.bincount(minlength=len(covering))
+    nearest, _ = representatives(pool if unit else replace(pool, rows=F.normalize(pool.rows, dim=1)), covering)
+    counts = nearest.bincount(minlength=len(covering))
     pool.processes.sum(counts)
     return dict(zip(covering, counts.tolist(), strict=True))
 
