@@ -77,10 +77,9 @@ class RepeatedAugmentationSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.epoch)
-        draws = torch.randperm(self.n, generator=generator).repeat_interleave(REPEATS)
-        padding = -len(draws) % self.world_size
-        draws = torch.cat([draws, draws[:padding]])
-        yield from draws[self.rank :: self.world_size][: len(self)].tolist()
+        draws = torch.randperm(self.n, generator=generator).repeat_interleave(REPEATS).tolist()
+        endless = itertools.cycle(draws)  # the last processes' last draws are the first ones again
+        yield from itertools.islice(endless, self.rank, self.rank + len(self) * self.world_size, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -27,6 +27,8 @@ class HFImages(Dataset):
         transform: Transform | None = None,
         loader: Loader = open_rgb,
     ):
+        if (path := Path(source).expanduser()).exists():
+            source = str(path.resolve())  # it is read again from other folders
         table = load(source, split)
         self.source = {"dataset": source, "split": split, "column": column or image_column(table, source)}
         self.transform, self.loader = transform, loader

@@ -72,12 +72,13 @@ def _csv(text: str, what: str) -> list[ListedImage]:
         raise InputError(f"the {what} has no column `path`; its columns are {', '.join(columns) or 'none'}")
     reader.fieldnames = columns
     label = next((name for name in LABEL_COLUMNS if name in columns), "")
+    ours = "represents" in columns  # written by a selection: a space beside a name is part of it
     try:
         return [
             ListedImage(
-                (row["path"] or "").strip(),
+                (row["path"] or "") if ours else (row["path"] or "").strip(),
                 (row.get(label) or "").strip(),
-                "represents" in columns and not (row["represents"] or "").strip(),
+                ours and not (row["represents"] or "").strip(),
             )
             for row in reader
         ]

@@ -6,8 +6,9 @@ Their weights and configurations come from the Hugging Face hub, or one line say
 import argparse
 import contextlib
 import difflib
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -27,7 +28,7 @@ HUB = "hf-hub:"
 TIMEOUT = 10  # seconds
 PUBLISHED_INPUT_SIZE = 224
 # DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
-PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
+PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)(_distilled)?_patch\d+_224")
 
 
 class Preprocessing(NamedTuple):
@@ -79,22 +80,25 @@ def create_network(
 ) -> nn.Module:
     """A timm network with fresh weights for square images of `input_size` pixels; `statistics` are their mean and std.
 
-    `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` drop_rate and
-    drop_path_rate. With num_classes 0 it has no head.
+    `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` of dropout and
+    stochastic depth. `built_with` are the keywords that timm's create_model needs to build it again. With num_classes 0
+    it has no head.
     Raises InputError for a name timm does not know, an override it does not take, or a size that its patches do not
     divide.
     """
     config = model_config(name)
-    kwargs = {**rates, **(model_kwargs or {})}
+    kwargs = dict(model_kwargs or {})
     if config.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:
         raise InputError(f"img_size={kwargs['img_size']} in --model-kwargs and an input size of {input_size} differ")
+
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **{**rates, **kwargs})
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        given = " ".join(f"{key}={value}" for key, value in kwargs.items())
+        given = " ".join(f"{key}={value}" for key, value in {**rates, **kwargs}.items())
         raise InputError(f"model {name} cannot be built with {given}: {error or type(error).__name__}") from None
+    network.built_with = kwargs
     patch = to_2tuple(getattr(getattr(network, "patch_embed", None), "patch_size", 1))[0]
     if input_size % patch and input_size != config["input_size"][-1]:
         near = max(1, round(input_size / patch)) * patch
@@ -104,6 +108,20 @@ def create_network(
     prepared = preprocessing(name, input_size, model_kwargs)
     network.statistics = (prepared.mean, prepared.std)
     return network
+
+
+def has_class_token(network: nn.Module) -> bool:
+    """Whether a class token passes through all blocks beside the patches, whatever timm calls the class."""
+    if getattr(network, "cls_token", None) is None:
+        return False
+    forward: Callable = getattr(network, "forward_intermediates", lambda: None)
+    return "return_prefix_tokens" in inspect.signature(forward).parameters
+
+
+def averages_beside_class_token(network: nn.Module) -> bool:
+    """Whether the head would see the mean patch, though there is a class token and no norm was trained for the mean."""
+    has_own_norm = not isinstance(getattr(network, "fc_norm", nn.Identity()), nn.Identity)
+    return getattr(network, "global_pool", "") == "avg" and has_class_token(network) and not has_own_norm
 
 
 def model_config(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +168,12 @@ def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager
     return model.no_sync() if until_last and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
+def first_node(nodes: str) -> str:
+    """Of SLURM's list, where process 0 is: "gpu-[03-05,9],login" begins with gpu-03."""
+    first = re.match(r"([^,\[]|\[[^\]]*\])*", nodes)[0]
+    return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first)
+
+
 @contextmanager
 def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Processes]:
     """Join the other processes of this run, over nccl on CUDA and gloo elsewhere, and part from them at the end.
@@ -174,7 +181,8 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
     Raises InputError when a device is not here, or a machine has fewer GPUs than processes.
     """
     device = pick_device(device_name)
-    if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS")):
+    # SLURM_NTASKS is in a batch script's own environment too, whose plain commands are one process each.
+    if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         yield Processes(device)
         return
     from timm.utils.distributed import init_distributed_device_so, world_info_from_env  # a second of imports
@@ -186,8 +194,7 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
             "lower --nproc_per_node, or run with --device cpu"
         )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    # SLURM names its launching node in its own way, and no port.
-    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_ADDR", first_node(os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     os.environ.setdefault("MASTER_PORT", "29500")
     state = init_distributed_device_so(str(device), dist_url=dist_url)
     try:

@@ -1,7 +1,5 @@
 """The pretrained network of stage 1: its weights, how images are prepared for it, and which token it gives."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +8,15 @@ from torch import Tensor, nn
 
 from common.checkpoints import download_checkpoint, fetch_checkpoint, load_pretrained, network_weights
 from common.errors import InputError
-from common.networks import HUB, Preprocessing, create_network, download_timm_weights, model_config, preprocessing
+from common.networks import (
+    HUB,
+    Preprocessing,
+    create_network,
+    download_timm_weights,
+    has_class_token,
+    model_config,
+    preprocessing,
+)
 
 VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, of any --patch_size
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
@@ -92,6 +98,13 @@ class Backbone:
         return named | self.preprocessing.described()
 
 
+def timm_name(arch: str) -> str:
+    """timm's name of what the published scripts and DINO call `arch`, such as vit_small or xcit_small_12_p16."""
+    if arch in VITS:
+        return f"{arch}_patch16_224"
+    return f"{arch}_224" if arch.startswith("xcit") and arch in DINO_WEIGHTS else arch
+
+
 def build_backbone(
     arch: str,
     patch_size: int | None = None,
@@ -112,10 +125,9 @@ def build_backbone(
     """
     kwargs = model_kwargs or {}
     published = f"{arch}/{patch_size}" if patch_size else arch
+    name = timm_name(arch)
     if patch_size:
-        name, kwargs = f"{arch}_patch16_224", {"patch_size": patch_size, **kwargs}
-    else:  # DINO calls timm's xcit_small_12_p16_224 xcit_small_12_p16
-        name = f"{arch}_224" if arch.startswith("xcit") and arch in DINO_WEIGHTS else arch
+        kwargs = {"patch_size": patch_size, **kwargs}
     config = model_config(name)
     timms_own = not weights and published not in DINO_WEIGHTS
     if timms_own and patch_size:
@@ -146,11 +158,3 @@ def check_feature(network: nn.Module, name: str, n_last_blocks: int, avgpool_pat
         raise InputError(f"--n_last_blocks and --avgpool_patchtokens need a ViT with a class token, not {name}")
     if n_last_blocks > len(network.blocks):
         raise InputError(f"--n_last_blocks {n_last_blocks} is more than the {len(network.blocks)} blocks of {name}")
-
-
-def has_class_token(network: nn.Module) -> bool:
-    """Whether a class token passes through all blocks beside the patches, whatever timm calls the class."""
-    if getattr(network, "cls_token", None) is None:
-        return False
-    forward: Callable = getattr(network, "forward_intermediates", lambda: None)
-    return "return_prefix_tokens" in inspect.signature(forward).parameters

@@ -27,7 +27,7 @@ from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
-from common.networks import create_network, input_size, preprocessing
+from common.networks import PUBLISHED_VITS, averages_beside_class_token, create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training import Recipe, TrainingState
 from deit.augmentation import train_transform
@@ -90,8 +90,18 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
 
 
 def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
+    """The network with fresh weights. Its head sees the feature that subsets are chosen by.
+
+    That is [CLS] where there is one, also where timm averages the patches, as for DINOv3, if --model-kwargs do not say
+    otherwise.
+    """
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    if PUBLISHED_VITS.fullmatch(args.model.partition(".")[0]):  # timm had it after the embedding and in the blocks then
+        rates |= {"drop_rate": 0.0, "pos_drop_rate": args.drop, "proj_drop_rate": args.drop}
     model = create_network(args.model, nb_classes, input_size(args), args.model_kwargs, **rates)
+    if "global_pool" not in args.model_kwargs and averages_beside_class_token(model):
+        kwargs = {**args.model_kwargs, "global_pool": "token"}
+        model = create_network(args.model, nb_classes, input_size(args), kwargs, **rates)
     if is_distilled(model):
         model.set_distilled_training(True)  # both heads in training, their mean in evaluation
     elif args.distillation_type != "none":
@@ -141,7 +151,12 @@ def load_weights(
 
 
 def describe_run(
-    args: argparse.Namespace, data: FinetuningData, plan: EpochPlan, weights: str | None, recipe: Recipe
+    args: argparse.Namespace,
+    data: FinetuningData,
+    plan: EpochPlan,
+    model: nn.Module,
+    weights: str | None,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
@@ -150,6 +165,7 @@ def describe_run(
     # What predict.py needs beside the weights.
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     run |= {"classes": data.classes, "mean": list(prepared.mean), "std": list(prepared.std)}
+    run["built_with"] = model.built_with
     if args.sched == "plateau":  # which counts evaluations
         run["eval_interval"] = args.eval_interval
     if weights is not None:
@@ -200,8 +216,11 @@ def build_recipe(
         )
     teacher = None
     if args.distillation_type != "none":
-        teacher = create_network(args.teacher_model, nb_classes, input_size(args))
-        weights = network_weights(fetch_checkpoint(args.teacher_path), args.teacher_path)
+        checkpoint = fetch_checkpoint(args.teacher_path)
+        kwargs = dict(checkpoint.get("run", {}).get("built_with", {})) if is_own_checkpoint(checkpoint) else {}
+        kwargs.pop("img_size", None)
+        teacher = create_network(args.teacher_model, nb_classes, input_size(args), kwargs)
+        weights = network_weights(checkpoint, args.teacher_path)
         fresh = load_pretrained(teacher, weights, args.teacher_path)
         if fresh:
             raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset, Subset
 
 from common.errors import InputError
 from common.files import checksum, split_folder
-from common.images import ImageFiles, ListedImages, Transform, cifar, class_folders
+from common.images import ImageFiles, ListedImages, Transform, cifar, class_folders, open_rgb
 from common.networks import input_size, preprocessing
 from common.subset_file import note_on_network, note_on_pool, read_subset_ids
 from deit.augmentation import eval_transform, train_transform
-from deit.image_sources import inaturalist, labelled_lists, other_images
+from deit.image_sources import inaturalist, labelled_lists, other_images, photo_loader
 
 MOST_NAMED_CLASSES = 8
 
@@ -111,14 +111,16 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     """Raises InputError for anything that is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
-    transform, notes, others = eval_transform(input_size(args)), [], ()
+    size = input_size(args)
+    transform, notes, others = eval_transform(size), [], ()
     if name.startswith("CIFAR"):
         train, val = cifar(name, root, train=True), cifar(name, root, train=False, transform=transform)
-    elif name == "IMNET":
+    elif name in ("IMNET", "FOLDER"):
         # Either the layout itself, or the folder that feature extraction looks for it in.
         root = root if (root / "train").is_dir() else root / "ImageNet"
-        train = class_folders(split_folder(root, train=True))
-        val = class_folders(split_folder(root, train=False), transform)
+        loader = open_rgb if name == "IMNET" else photo_loader(size)
+        train = class_folders(split_folder(root, train=True), None, loader)
+        val = class_folders(split_folder(root, train=False), transform, loader)
         share_classes(train, val)
     elif name == "CSV":
         train, val, notes = labelled_lists(args, transform)

@@ -73,7 +73,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     sampler, plan = build_plan(args, data.images_per_epoch, processes)
     n_epochs = run_length(args, plan)
     recipe = build_recipe(args, plan, len(data.classes), processes.device, soft_targets=len(data.unlabelled) > 0)
-    run = describe_run(args, data, plan, weights, recipe)
+    run = describe_run(args, data, plan, model, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     soft_labels, best = None, {}

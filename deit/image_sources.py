@@ -12,10 +12,15 @@ from torchvision.datasets import INaturalist
 from common.errors import InputError
 from common.files import read_json
 from common.image_list import check_present, labelled_images, notes_on, place_of, some
-from common.images import ImageFiles, ListedImages, Transform, image_list, image_tree, open_rgb
+from common.images import ImageFiles, ListedImages, Loader, Transform, image_list, image_tree, open_rgb
 from common.networks import input_size
 
 DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
+
+
+def photo_loader(size: int) -> Loader:
+    """(departure) Own photos are turned upright, and large ones decoded at a smaller size, as in the extraction."""
+    return partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * size)
 
 
 def labelled_lists(
@@ -23,11 +28,10 @@ def labelled_lists(
 ) -> tuple[ListedImages, ListedImages | None, list[str]]:
     """The images of --labels, those of --val-labels if any, and notes on the labels.
 
-    (departure) Own photos are turned upright, and large ones decoded at a smaller size, as in the extraction.
     Raises: InputError, before any is opened, where an image is not there, or all are of one class.
     """
     root = Path(args.data_path)
-    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size(args))
+    loader = photo_loader(input_size(args))
     train = labelled_images(args.labels, "--labels")
     val = labelled_images([args.val_labels], "--val-labels") if args.val_labels else []
     classes = sorted({image.label for image in (*train, *val)})
@@ -46,8 +50,7 @@ def labelled_lists(
 
 def other_images(args: argparse.Namespace, labelled: Sequence[ListedImages | None]) -> ListedImages:
     """Every image below --data-path that is in none of the lists."""
-    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size(args))
-    images = image_tree(Path(args.data_path), None, loader)
+    images = image_tree(Path(args.data_path), None, photo_loader(input_size(args)))
     known = {place_of(path) for listed in labelled if listed is not None for path, _ in listed.samples}
     images.samples = [sample for sample in images.samples if place_of(sample[0]) not in known]
     return images
@@ -55,8 +58,7 @@ def other_images(args: argparse.Namespace, labelled: Sequence[ListedImages | Non
 
 def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform) -> tuple[Dataset, list[str], Path]:
     """What predict.py labels: the images, what each is called, and the folder that these names are relative to."""
-    loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * size)
-    source = Path(args.data_path)
+    loader, source = photo_loader(size), Path(args.data_path)
     if args.dataset == "HF" or source.suffix == ".parquet":
         from common.hf_images import HFImages  # an optional package
 

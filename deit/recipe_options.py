@@ -7,7 +7,10 @@ from common.command_line import ArgumentParser, add_model_kwargs_option, add_run
 from common.errors import InputError
 from common.files import make_output_dir
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET", "CSV")
+DATA_SETS = (
+    "CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CIFAR10SUBSET", "CIFAR100SUBSET", "IMNETSUBSET",
+    "FOLDER", "FOLDERSUBSET", "CSV",
+)  # fmt: skip
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
@@ -148,17 +151,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data-path", default="data", help="where CIFAR is downloaded to; the ImageNet or iNaturalist folder")
-    add("--data-set", default="CIFAR10", choices=DATA_SETS)
+    own = "FOLDER: your own, in IMNET's layout, turned upright; CSV: see --labels"
+    add("--data-set", default="CIFAR10", choices=DATA_SETS, help=own)
     add("--inat-category", default="name", choices=INAT_CATEGORIES, help="level of the taxonomy that is the class")
     add("--subset_ids", default=[], nargs="+", metavar="JSON", help="for ...SUBSET: chosen indices; several are joined")
     add("--labels", default=[], nargs="+", metavar="CSV", help="for CSV: path,label of images below --data-path")
     add("--val-labels", metavar="CSV", help="the same, to evaluate on; without it a readout is cross-validated")
 
-    given, _ = parser.parse_known_args(argv)
+    given, _ = parser.parse_known_args(argv, argparse.Namespace(batch_size=None))  # None where it is not given
     if given.epochs and given.updates:
         raise InputError(f"--epochs {given.epochs} and --updates {given.updates} are both given: give one of them")
     parser.set_defaults(**RECIPES[given.recipe])
-    if given.batch_size != parser.get_default("batch_size"):
+    if given.batch_size:
         parser.set_defaults(total_batch_size=None)  # a recipe's is another way to say the same
     if given.epochs:
         parser.set_defaults(updates=None)

@@ -99,7 +99,9 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     given = {name: getattr(args, name) for name in ("data_path", "output_dir", "weights")}
     changes |= {name: path.resolve() for name, path in given.items() if path}  # commands run in other folders
     if args.arch:
-        changes |= {"arch": args.arch, "model": args.arch, "weights": changes.get("weights")}
+        from data_selection.backbones import timm_name  # with timm, seconds to load
+
+        changes |= {"arch": args.arch, "model": timm_name(args.arch), "weights": changes.get("weights")}
     if args.model_kwargs:
         changes["model_kwargs"] = shlex.join(args.model_kwargs)
     for name, given in (("finetuning", args.finetuning_options), ("few_labels", args.few_labels_options)):

@@ -62,7 +62,7 @@ class Protocol:
     finetuning: str = PUBLISHED_FINETUNING
     few_labels: str = "--eval_interval 50 --save-interval 50"  # beside --recipe few-labels
     activeft: str = "ActiveFT_CIFAR.py"
-    selection: Mapping[str, str] = field(default_factory=dict)  # {method: its authors' options for published results}
+    selection: Mapping[str, str] = field(default_factory=dict)  # {method: its authors' options}
     data_path: Path = ROOT / "data_selection" / "data"
     pool_script: str = ""  # writes the pool, where it is not given
     val_split: str = "val"  # what scores are measured on
@@ -102,8 +102,9 @@ class Protocol:
         return f"{budget:,} images" if self.numbers else f"{budget:g}%"
 
     def selection_options(self, method: str, budget: float) -> str:
-        published = published_accuracy(self.published_as, "finetuned", method, budget)
-        return self.selection.get(method, "") if published else ""
+        """Its authors' for this data set, from the least budget on that they have results of."""
+        known = self.published_as and budget >= min(PROTOCOLS[self.dataset].percents)
+        return self.selection.get(method, "") if known else ""
 
     def is_run(self, readout: str) -> bool:
         """Whether a readout is a run of main.py, and not fitted to the feature files."""
@@ -116,7 +117,7 @@ class Protocol:
 PROTOCOLS = {
     "digits": Protocol(
         dataset="Folder",
-        data_set="IMNETSUBSET",
+        data_set="FOLDERSUBSET",
         output_dir=OUTPUT / "digits",
         percents=(1, 2, 5, 10),
         methods=tuple(METHODS),
@@ -137,7 +138,7 @@ PROTOCOLS = {
         data_set="CIFAR10SUBSET",
         output_dir=OUTPUT / "CIFAR10",
         percents=(0.5, 1, 2),
-        selection={"bilaf": "--core_number 50"},
+        selection={"bilaf": "--core_number 50", "usl": "--neighbours 400"},
         val_split="test",
     ),
     "CIFAR100": Protocol("CIFAR100", "CIFAR100SUBSET", OUTPUT / "CIFAR100", (1, 2, 5, 10), val_split="test"),
@@ -149,7 +150,7 @@ PROTOCOLS = {
         readouts=("finetuned", "few-labels", "knn"),  # logistic regression with 1,000 classes takes hours
         activeft="ActiveFT_ImageNet.py",
     ),
-    "Folder": Protocol("Folder", "IMNETSUBSET", OUTPUT / "Folder", (1, 2, 5, 10)),
+    "Folder": Protocol("Folder", "FOLDERSUBSET", OUTPUT / "Folder", (1, 2, 5, 10)),
     "ADE20K": Protocol(
         dataset="ADE20K",
         data_set="",

@@ -258,7 +258,7 @@ def test_any_folder_and_backbone_can_be_compared(pool, backbone):
     lines = commands(*folder, "--pretrained_weights", str(backbone), "--methods", "activeft", "--seeds", "0")
     extraction = f"extract_feature.py --dataset Folder --data_path {pool} --arch vit_tiny_patch16_224"
     assert f"{extraction} --pretrained_weights {backbone} --output_dir ../experiments/output/insects/fea" in lines[0]
-    assert f"--data-set IMNETSUBSET --data-path {pool} " in lines[2]
+    assert f"--data-set FOLDERSUBSET --data-path {pool} " in lines[2]
     assert f"--model vit_tiny_patch16_224 --resume {backbone} " in lines[2]
 
 
@@ -268,9 +268,12 @@ def test_budgets_in_images_have_folders_of_their_own_and_are_asked_for_by_number
     assert "/1000_images/usl/seed_3/subset " in lines[1] and "percent" not in lines[1]
 
 
-def test_bilaf_has_its_authors_core_where_its_accuracies_are_published_and_a_smaller_one_elsewhere():
+def test_bilaf_and_usl_have_their_authors_options_from_the_published_budgets_on():
     options = ("--dataset", "CIFAR10", "--methods", "bilaf", "--seeds", "0", "--readouts", "knn")
-    assert "--core_number 50)" in commands(*options, "--percents", "0.5")[-1]
+    for percent in ("0.5", "5"):
+        assert "--core_number 50)" in commands(*options, "--percents", percent)[-1]
+    usl = ("--dataset", "CIFAR10", "--methods", "usl", "--seeds", "0", "--readouts", "linear", "--percents", "1")
+    assert "--neighbours 400)" in commands(*usl)[-1]
     assert "--core_number" not in commands(*options, "--numbers", "20")[-1]
     assert "--core_number" not in commands(*options, "--percents", "0.05")[-1]
 
@@ -632,3 +635,9 @@ def test_two_comparisons_do_not_write_into_one_folder(finished_table, tiny_optio
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_the_published_names_of_networks_are_timms_in_the_trainer(pool, backbone):
+    given = ["--dataset", "Folder", "--data_path", str(pool), "--pretrained_weights", str(backbone), "--seeds", "0"]
+    lines = commands(*given, "--arch", "vit_base", "--methods", "random", "--readouts", "finetuned")
+    assert "--arch vit_base " in lines[0] and "--model vit_base_patch16_224 " in lines[-1]

@@ -155,3 +155,16 @@ def test_a_failed_download_says_where_to_put_the_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "https://localhost:9/cifar-10-python.tar.gz")
     with pytest.raises(InputError, match="put it at .*/cifar-10-python.tar.gz"):
         main(["--device", "cpu", "--data-path", str(tmp_path)])
+
+
+def test_own_folders_are_turned_upright_and_imagenets_are_as_published(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 30)).save(tmp_path / split / name / "0.jpg", exif=exif)
+    (tmp_path / "s.json").write_text("[1]")
+    given = ["--data-path", str(tmp_path), "--input-size", "48", "--subset_ids", str(tmp_path / "s.json")]
+    for name, size in (("FOLDERSUBSET", (30, 40)), ("IMNETSUBSET", (40, 30))):
+        assert build_datasets(parse_args(["--data-set", name, *given])).train[0][0].size == size

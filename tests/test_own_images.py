@@ -743,3 +743,27 @@ def test_an_unreadable_image_of_a_hugging_face_data_set_is_named(hf_table, backb
     damaged.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "some.parquet")
     with pytest.raises(InputError, match=r"train_2.png of .*some.parquet.* \(1 of 6"):
         extract(tmp_path / "some.parquet", tmp_path, backbone, "--dataset", "HF")
+
+
+def test_a_hugging_face_data_set_is_found_again_from_another_folder(hf_table, backbone, tmp_path, monkeypatch):
+    hf_table.to_parquet(tmp_path / "insects.parquet")
+    monkeypatch.chdir(tmp_path)
+    features = extract("insects.parquet", tmp_path, backbone, "--dataset", "HF")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    choose(features, tmp_path, "--number", 2, "--copy_images", "chosen")
+    assert len([*(tmp_path / "elsewhere" / "chosen").iterdir()]) == 2
+
+
+def test_a_space_beside_a_file_name_survives_the_exported_csv(tmp_path):
+    write_csv(tmp_path / "S.csv", [("a.png", "ant", 1), (" b.png", "bee", 2)], columns=("path", "label", "represents"))
+    assert [image.path for image in read_image_list(tmp_path / "S.csv")] == ["a.png", " b.png"]
+    (tmp_path / "typed.csv").write_text("path, label\na.png , ant\n")
+    assert read_image_list(tmp_path / "typed.csv")[0] == ("a.png", "ant", False)
+
+
+def test_the_report_of_features_alone_takes_the_option_of_the_selection(tmp_path):
+    np.save(tmp_path / "alone.npy", np.load(clustered(tmp_path))[:, :-1])
+    (tmp_path / "S.json").write_text("[0, 20]")
+    written = report(tmp_path / "alone.npy", tmp_path / "report", "--subset_ids", tmp_path / "S.json", "--no-labels")
+    assert (written["n"], len(written["subsets"][0]["ids"])) == (40, 2)

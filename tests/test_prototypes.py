@@ -72,3 +72,12 @@ def test_matching_in_chunks_equals_matching_at_once(monkeypatch):
 def test_every_sample_is_chosen_once_when_the_budget_is_the_pool():
     features = unit(1, 8, 0).expand(40, 8)  # duplicates
     assert sorted(match_prototypes(pool_of(features), unit(40, 8, 1))) == list(range(40))
+
+
+def test_farthest_points_take_no_copy_before_all_others_are_chosen():
+    rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    chosen = farthest_points(pool_of(torch.cat([rows, rows])), 90, seed=0)
+    first_60 = [index % 60 for index in chosen[:60]]
+    assert sorted(first_60) == [*range(60)]
+    rest = sorted({*range(120)}.difference(chosen[:60]))
+    assert chosen[60:] == rest[:30]  # all at distance 0: the first index

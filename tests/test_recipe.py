@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import timm
 import torch
 import torchvision.transforms as T
 from conftest import TINY_VIT_OPTIONS
@@ -235,3 +236,39 @@ def test_small_images_are_padded_with_what_they_show_where_that_is_asked_for():
 def test_the_least_share_of_a_larger_image_that_is_cropped_is_as_asked_for():
     crop = next(step for step in train_transform(options("--crop-scale", "0.5")).transforms if hasattr(step, "scale"))
     assert tuple(crop.scale) == (0.5, 1.0)
+
+
+def test_a_batch_size_beside_few_labels_counts_even_with_its_published_value():
+    assert (few_labels().total_batch_size, few_labels("--batch-size", "256").total_batch_size) == (96, None)
+
+
+def dropout_rates(model: torch.nn.Module) -> dict[str, float]:
+    return {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+
+
+def test_drop_is_after_the_embedding_and_in_the_blocks_of_the_published_vits_and_timms_own_elsewhere():
+    rates = dropout_rates(build_model(tiny_options("--drop", "0.3"), 3))
+    assert rates.pop("head_drop") == 0 and rates.pop("blocks.0.attn.attn_drop") == rates.pop("blocks.1.attn.attn_drop")
+    assert len(rates) == 7 and set(rates.values()) == {0.3}  # pos_drop; proj_drop, and two in the MLP, per block
+    assert build_model(options("--model", "resnet10t", "--drop", "0.3"), 3).drop_rate == 0.3
+
+
+DINOV3 = ["--model", "vit_small_patch16_dinov3.lvd1689m", "--input-size", "64",
+          "--model-kwargs", "embed_dim=48", "depth=2", "num_heads=3"]  # fmt: skip
+
+
+def test_the_head_sees_the_class_token_also_where_timm_averages_the_patches():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for given, position in (([], slice(1)), (["global_pool=avg"], slice(5, None))):  # after a class token and 4 others
+        model = build_model(options(*DINOV3, *given), 3).eval()
+        tokens = model.forward_features(images)
+        seen = model.forward_head(tokens, pre_logits=True)
+        torch.testing.assert_close(seen, tokens[:, position].mean(dim=1))
+
+
+def test_a_model_is_built_again_with_the_keywords_that_its_checkpoint_keeps():
+    model = build_model(options(*DINOV3), 3).eval()
+    again = timm.create_model(DINOV3[1], num_classes=3, **model.built_with).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(images), model(images))

@@ -46,3 +46,7 @@ def test_every_chosen_image_is_trained_on_over_the_epochs(world_size):
 def test_without_set_epoch_a_third_of_a_small_subset_is_all_that_is_ever_seen():
     sampler = RepeatedAugmentationSampler(250)
     assert {index for _ in range(20) for index in sampler} == set(draws_of(250))
+
+
+def test_more_processes_than_draws_have_one_draw_each():
+    assert [list(RepeatedAugmentationSampler(1, rank, 8)) for rank in range(8)] == [[0]] * 8

@@ -1,5 +1,6 @@
 """The selection scripts against the published implementation's results, kept in golden_subsets.json."""
 
+import argparse
 import importlib
 import json
 import os
@@ -245,3 +246,32 @@ def test_features_without_a_label_column_give_the_subset_of_those_with_one(featu
     np.save(feature_path, golden_pool()[:, :-1])
     options = ["--feature_path", feature_path, "--output_dir", feature_path.parent, *case["args"], "--no-labels"]
     assert json.loads(run_main(case["script"], *options).read_text()) == case["ids"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "kmeans"}, "init 'kmeans' is not known: random or fps"),
+        ({"distance": "l1"}, "distance 'l1' is not known: euclidean or cosine"),
+        ({"scheduler": "step"}, "scheduler 'step' is not known: none or cosine"),
+        ({"temperature": -1}, "temperature -1 must be above 0"),
+        ({"lr": float("nan")}, "lr nan must be above 0"),
+        ({"balance": -1}, "balance -1 must be at least 0"),
+        ({"max_iter": 0}, "max_iter 0 must be at least 1"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        select(golden_pool()[:, :-1], 5, **settings)
+
+
+def test_files_of_the_whole_pool_and_of_batches_of_a_large_one_have_different_names():
+    from data_selection.sample_tools.ActiveFT_options import subset_name
+
+    name = lambda n, batch_size: subset_name(  # noqa: E731
+        argparse.Namespace(feature_path="f.npy", reference=False, **{**vars(Settings()), "batch_size": batch_size}),
+        n,
+        60,
+    )
+    assert name(100_000, None) == name(100_000, 100_000)  # which are the same
+    assert name(100_001, None) == f"{name(100_001, 100_000)}_batch_all"

@@ -32,22 +32,20 @@ def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", 
     Args:
         pool: unit rows for the cosine distance.
         distance: euclidean or cosine. On unit rows |a - b|^2 = 2 (1 - a . b), so both order the samples alike; they
-            differ in rounding only, which decides between samples that are equally far.
+            differ in rounding only, which decides between samples that are equally far, or nearly copies.
     Returns:
         k distinct indices, in the order chosen; the first index on ties.
     """
     features, processes = pool.rows, pool.processes
-    squared_norms = features.square().sum(dim=1)  # (n,)
     to_chosen = torch.full((len(features),), torch.inf, device=features.device)
     to_chosen[pool.closed()] = -torch.inf
 
     def come_nearer(newest: int) -> None:
         row = pool.rows_of([newest])[0]  # (d,)
-        products = features @ row  # (n, d) x (d,) -> (n,)
-        if distance == "euclidean":
-            to_newest = (squared_norms + row @ row - 2 * products).clamp_min(0).sqrt()
+        if distance == "euclidean":  # of the differences: by a product, a copy would not be at 0
+            to_newest = torch.cdist(features, row[None], compute_mode="donot_use_mm_for_euclid_dist").squeeze(1)
         else:
-            to_newest = 1 - products
+            to_newest = 1 - features @ row  # (n, d) x (d,) -> (n,)
         torch.minimum(to_chosen, to_newest, out=to_chosen)
         if 0 <= newest - pool.first < len(features):
             to_chosen[newest - pool.first] = -torch.inf  # duplicates of it are at distance 0, itself is out

@@ -29,7 +29,7 @@ WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
 
 @dataclass(frozen=True)
 class Settings:
-    """How the prototypes are optimised. The defaults are the published ones for CIFAR.
+    """How the prototypes are optimised. The defaults are the published ones for CIFAR. InputError: no such setting.
 
     temperature, balance: tau and lambda of the objective.
     lr, max_iter, scheduler: of Adam; the learning rate is constant (none), or falls to MIN_LR along a cosine.
@@ -51,6 +51,18 @@ class Settings:
     seed: int = 0
 
     MIN_LR = 1e-6
+
+    def __post_init__(self) -> None:
+        choices = {"init": ("random", "fps"), "distance": ("euclidean", "cosine"), "scheduler": ("none", "cosine")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)!r} is not known: {' or '.join(known)}")
+        for name, least in {"max_iter": 1, "batch_size": 1, "chunk": 1, "balance": 0, "seed": 0}.items():
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
+                raise InputError(f"{name} {getattr(self, name)} must be at least {least}")
+        for name in ("temperature", "lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)} must be above 0")
 
     def starting_samples(self, pool: Pool, budget: int) -> list[int]:
         """The samples at which the prototypes start: random ones, or farthest points (fps)."""

@@ -53,7 +53,7 @@ def write_report(args: argparse.Namespace) -> Path:
 
     Returns: the path of the page. Raises: InputError, before any work, for anything that does not fit.
     """
-    features, labels = read_features(args.feature_path)
+    features, labels = read_features(args.feature_path, labels=not args.no_labels)
     described = read_description(args.feature_path)
     if described:
         print(f"features of {in_words(described)}")

@@ -32,7 +32,7 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     return parser
 
 
-def subset_name(args: argparse.Namespace, budget: int) -> str:
+def subset_name(args: argparse.Namespace, n: int, budget: int) -> str:
     """The published name. (departure) A value it leaves out or rounds away is appended when it is no default."""
     name = Path(args.feature_path).name.removesuffix(".npy")
     balance = f"_br_{args.balance:.2f}" if args.balance != 1 else ""
@@ -40,13 +40,14 @@ def subset_name(args: argparse.Namespace, budget: int) -> str:
         f"{name}_ActiveFT_{args.distance}_temp_{args.temperature:.2f}_lr_{args.lr:f}_scheduler_{args.scheduler}"
         f"{balance}_iter_{args.max_iter}_sampleNum_{budget}"
     )
+    whole_pool = None if n <= PUBLISHED_BATCH_SIZE else "all"  # of more, the ImageNet script draws batches
     also = {
         "init": args.init if args.init != "random" else None,
         "seed": args.seed or None,
         "temp": args.temperature if float(f"{args.temperature:.2f}") != args.temperature else None,
         "lr": args.lr if float(f"{args.lr:f}") != args.lr else None,
         "br": args.balance if float(f"{args.balance:.2f}") != args.balance else None,
-        "batch": args.batch_size if args.batch_size != PUBLISHED_BATCH_SIZE else None,
+        "batch": None if args.batch_size == PUBLISHED_BATCH_SIZE else args.batch_size or whole_pool,
         "reference": "loss" if args.reference else None,
     }
     return published + "".join(f"_{key}_{value}" for key, value in also.items() if value is not None)

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> Path:
         return select_subsets(request, method, processes, unit=args.method != "coreset")
 
 
-def subset_name(args: argparse.Namespace, budget: int) -> str:
+def subset_name(args: argparse.Namespace, n: int, budget: int) -> str:
     name = Path(args.feature_path).name.removesuffix(".npy")
     also = {
         SHORT.get(option, option): getattr(args, option) for method in BASELINES.values() for option in method.options

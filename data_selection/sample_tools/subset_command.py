@@ -113,9 +113,10 @@ class Request:
     provenance: dict[str, Any]
 
 
-def read_request(args: argparse.Namespace, name: Callable[[int], str], processes: Processes) -> Request:
-    """Read and check all that the options say of pool and budget. `name`: the name of a budget's JSON, without ending.
+def read_request(args: argparse.Namespace, name: Callable[[int, int], str], processes: Processes) -> Request:
+    """Read and check all that the options say of pool and budget.
 
+    name: of n and k, the name of the JSON of k of n samples, without its ending.
     Raises: InputError, before anything is written, for what is missing or does not fit together.
     """
     if args.filename and args.nested:
@@ -144,7 +145,7 @@ def read_request(args: argparse.Namespace, name: Callable[[int], str], processes
     candidates = Candidates(n, tuple(labeled), tuple(excluded))
     candidates.check(budgets[-1])
     paths = [
-        Path(args.output_dir, args.filename or f"{name(budget)}{suffix(candidates, budgets[:position])}.json")
+        Path(args.output_dir, args.filename or f"{name(n, budget)}{suffix(candidates, budgets[:position])}.json")
         for position, budget in enumerate(budgets)
     ]
     check_names(args, paths)
