@@ -32,6 +32,7 @@ METHODS = {
     "usl": "USL",
     "activeft": "ActiveFT",
 }
+WITHOUT_SEED = ("herding", "maxherding")  # they select the same images every time
 READOUTS = {
     "finetuned": "finetuned",
     "few-labels": "finetuned by the recipe for few labels",

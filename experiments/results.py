@@ -1,6 +1,7 @@
 """The cells of a table: which commands lead to each accuracy, and what has come of them."""
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from common.readouts import fit_readout, top_accuracies
 from common.subset_file import read_subset_ids
 from experiments import ROOT
 from experiments.command_queue import Job, is_current, is_finished, recorded, run_jobs, with_needs
-from experiments.protocols import DINO, METHODS, Protocol
+from experiments.protocols import DINO, METHODS, WITHOUT_SEED, Protocol
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Comparison:
                     for readout in protocol.readouts:
                         made_from = (train, val, subset)
                         if protocol.is_run(readout):
-                            made_from = (finetuning(protocol, subset, readout, seed),)
+                            folder = folder_of(protocol, method, budget, seed)
+                            made_from = (finetuning(protocol, subset, readout, seed, folder),)
                         jobs[Cell(readout, method, budget, seed)] = made_from
         return jobs
 
@@ -158,9 +160,14 @@ def extraction(protocol: Protocol, split: str) -> Job:
     return Job(name, "data_selection/extract_feature.py", joined(options), folder, result, needs)
 
 
+def folder_of(protocol: Protocol, method: str, budget: float, seed: int) -> Path:
+    return protocol.output_dir / protocol.budget_folder(budget) / method / f"seed_{seed}"
+
+
 def selection(protocol: Protocol, features: Job, method: str, budget: float, seed: int) -> Job:
-    """Stage 2."""
-    folder = protocol.output_dir / protocol.budget_folder(budget) / method / f"seed_{seed}" / "subset"
+    """Stage 2; the same job for all seeds where the method has none."""
+    seed = protocol.seeds[0] if method in WITHOUT_SEED else seed
+    folder = folder_of(protocol, method, budget, seed) / "subset"
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
     options = [
         f"{which} --feature_path {typed(features.result, 'data_selection')} {protocol.budget_option(budget)}",
@@ -173,9 +180,9 @@ def selection(protocol: Protocol, features: Job, method: str, budget: float, see
     return Job(name, script, joined(options), folder, folder / "subset.json", (features,))
 
 
-def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int) -> Job:
+def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int, folder: Path) -> Job:
     """Stage 3, by either recipe; of a linear readout, the run that trains no more than that."""
-    trainer, folder = protocol.trainer, subset.folder.with_name(readout)
+    trainer, folder = protocol.trainer, folder / readout
     recipe = f"--recipe few-labels {protocol.few_labels}" if readout == "few-labels" else protocol.finetuning
     options = [
         f"--data-set {protocol.data_set}" if protocol.data_set else "",
@@ -186,7 +193,7 @@ def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int) -> Job:
         f"{protocol.device} --seed {seed} --output_dir {typed(folder, trainer)} --auto-resume {recipe}",
         f"--probe {readout}" if readout == "linear" else "",
     ]
-    name, script = subset.name.replace("subset", readout), f"{trainer}/main.py"
+    name, script = re.sub(r"\d+, subset$", f"{seed}, {readout}", subset.name), f"{trainer}/main.py"
     return Job(name, script, joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")
 
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from common.progress import progress_bar
-from data_selection.activeft.pool import Pool, rows_at_a_time
+from data_selection.activeft.pool import Pool, chunks, rows_at_a_time
 
+BLOCK = 1024  # rows and columns of similarities that stay in a processor's cache
 FIRST_PORTION = 8  # candidates looked at together, then twice as many
 TIE = 1e-5  # of a gain: what rounding may make of equal ones
 
@@ -51,22 +52,29 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     portion = rows_at_a_time(n)
     covered = features.new_zeros(n)  # m_i
 
-    def similarity(samples: Tensor) -> Tensor:
+    def similarity(samples: Tensor | slice, others: slice = slice(None)) -> Tensor:
         # |a - b|^2 = 2 - 2 a . b
-        return (features[samples] @ features.T).sub_(1).mul_(2 / sigma**2).exp_()  # (c, d) x (d, n) -> (c, n)
+        products = features[samples] @ features[others].T  # (c, d) x (d, o) -> (c, o)
+        return products.sub_(1).mul_(2 / sigma**2).exp_()
 
     def gains_of(samples: Tensor) -> Tensor:
-        return torch.cat([(similarity(some) - covered).clamp_min_(0).sum(dim=1) for some in samples.split(portion)])
+        blocks = chunks(n, max(BLOCK, BLOCK**2 // len(samples)))
+        return sum((similarity(samples, block).sub_(covered[block]).clamp_min_(0).sum(dim=1)) for block in blocks)
 
     for some in torch.tensor(pool.candidates.labeled, dtype=torch.int64, device=features.device).split(portion):
         if len(some):
             torch.maximum(covered, similarity(some).amax(dim=0), out=covered)
     closed = pool.closed()
-    bounds = features.new_full((n,), -torch.inf)
-    gained = torch.zeros_like(closed)  # whether the bound is the gain itself
-    for some in progress_bar((~closed).nonzero().squeeze(1).split(portion), desc="gains"):
-        bounds[some] = gains_of(some)
-        gained[some] = True
+    bounds = torch.zeros_like(covered)
+    blocks = [*chunks(n, BLOCK)]
+    for number, block in enumerate(progress_bar(blocks, desc="gains")):
+        for other in blocks[number:]:  # similarity is symmetric
+            both = similarity(block, other)
+            bounds[block] += (both - covered[other]).clamp_min_(0).sum(dim=1)
+            if other != block:
+                bounds[other] += both.sub_(covered[block, None]).clamp_min_(0).sum(dim=0)
+    bounds[closed] = -torch.inf
+    gained = ~closed  # whether the bound is the gain itself
     chosen: list[int] = []
     for _ in progress_bar(range(k), desc="covering"):
         looked_at = FIRST_PORTION
