@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.images import NO_LABEL, Loader, Transform, open_rgb
+
+WORD_START = r"(?<![A-Za-z])"
+SPLIT_NAMES = re.compile(rf"{WORD_START}(train|validation|val|test)(?![a-z])")  # in names of parquet files
 
 
 class HFImages(Dataset):
@@ -79,14 +83,15 @@ def load(source: str, split: str) -> Any:
 
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries, and what failed is said at the end
-    path = Path(source).expanduser()
+    path = Path(source)
+    files = parquet_files(path, split)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(path))
-        elif path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        else:  # in a folder, the splits are in the files' names
-            loaded = datasets.load_dataset(str(path) if path.exists() else source)
+        elif files:
+            loaded = datasets.load_dataset("parquet", data_files=files, split="train")
+        else:
+            loaded = datasets.load_dataset(source)
     except Exception as error:  # of pyarrow, fsspec, the hub's client, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the data set {source}: {reason}") from None
@@ -97,6 +102,21 @@ def load(source: str, split: str) -> Any:
     if not len(loaded):
         raise InputError(f"the data set {source} holds no images")
     return loaded
+
+
+def parquet_files(path: Path, split: str) -> list[str]:
+    """The file itself, or those in a folder whose names hold the split's; all of them, where none names any split.
+
+    Raises: InputError where they name other splits only.
+    """
+    if not path.is_dir():
+        return [str(path)] if path.is_file() else []
+    names = {str(file): file.relative_to(path).as_posix() for file in sorted(path.rglob("*.parquet"))}
+    mine = [file for file, name in names.items() if re.search(WORD_START + re.escape(split), name)]
+    others = {found for name in names.values() for found in SPLIT_NAMES.findall(name)}
+    if others and not mine:
+        raise InputError(f"the data set {path} has no split {split!r}, but {', '.join(sorted(others))}: use --split")
+    return mine or [*names]
 
 
 def columns_of(table: Any, kind: str) -> list[str]:

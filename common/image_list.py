@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from common.errors import InputError
 from common.files import atomic_file, kind_of_file
 
+OWN_COLUMNS = ("represents", "predicted")  # filled in in what the selection scripts and predict.py write
 LABEL_COLUMNS = ("label", "choice")  # ours, and what Label Studio's CSV calls it
 FIRST_NAMED = 3
 MUCH_MORE_FREQUENT = 10  # times, from which a label nearly of the same letters is taken for the right spelling
@@ -72,16 +73,15 @@ def _csv(text: str, what: str) -> list[ListedImage]:
         raise InputError(f"the {what} has no column `path`; its columns are {', '.join(columns) or 'none'}")
     reader.fieldnames = columns
     label = next((name for name in LABEL_COLUMNS if name in columns), "")
-    ours = "represents" in columns  # written by a selection: a space beside a name is part of it
+    ours = next((name for name in OWN_COLUMNS if name in columns), "")
+    rows = []
     try:
-        return [
-            ListedImage(
-                (row["path"] or "") if ours else (row["path"] or "").strip(),
-                (row.get(label) or "").strip(),
-                ours and not (row["represents"] or "").strip(),
-            )
-            for row in reader
-        ]
+        for row in reader:
+            written = bool((row.get(ours) or "").strip())  # by a script: a space beside the name is part of it
+            path = (row["path"] or "") if written else (row["path"] or "").strip()
+            added = ours == "represents" and not written
+            rows.append(ListedImage(path, (row.get(label) or "").strip(), added))
+        return rows
     except csv.Error as error:
         raise InputError(f"the {what} cannot be read at line {reader.line_num}: {error}") from None
 

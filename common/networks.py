@@ -28,7 +28,7 @@ HUB = "hf-hub:"
 TIMEOUT = 10  # seconds
 PUBLISHED_INPUT_SIZE = 224
 # DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
-PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)(_distilled)?_patch\d+_224")
+PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
 
 
 class Preprocessing(NamedTuple):
@@ -92,7 +92,6 @@ def create_network(
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:
         raise InputError(f"img_size={kwargs['img_size']} in --model-kwargs and an input size of {input_size} differ")
-
     try:
         network = timm.create_model(name, pretrained=False, num_classes=num_classes, **{**rates, **kwargs})
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:

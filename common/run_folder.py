@@ -57,12 +57,12 @@ def newest_checkpoint(
 def read_trained(
     source: str,
     script: str,
-    build: Callable[[argparse.Namespace, int], nn.Module],
+    build: Callable[[argparse.Namespace, dict[str, Any]], nn.Module],
     classes: Sequence[str] | None = None,
 ) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
     """A trained model, the options that it was trained with, and what else its checkpoint says of the run.
 
-    build: makes the model, given those options and the number of classes. classes: the names that it must know, if any.
+    build: makes the model, given these two. classes: the names that it must know, if any.
     Raises InputError when it is no checkpoint of `script`, or holds other class names or none, or another model than
     it names.
     """
@@ -76,7 +76,7 @@ def read_trained(
         check_classes(run, source, classes)
     options = options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options)
     try:
-        model = build(options, len(run["classes"]))
+        model = build(options, run)
         model.load_state_dict(checkpoint["model"])
     except (AttributeError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -1,8 +1,10 @@
 """From the options to the parts of a run: model, optimiser, loss, images, and how they are divided among processes."""
 
 import argparse
+import re
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
-from common.networks import PUBLISHED_VITS, averages_beside_class_token, create_network, input_size, preprocessing
+from common.networks import averages_beside_class_token, create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training import Recipe, TrainingState
 from deit.augmentation import train_transform
@@ -36,6 +38,8 @@ from deit.engine import ClassificationLoss, base_criterion
 from deit.recipe_options import FEW_LABELS, NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 
 MUCH_OF_THE_AVERAGE = 0.1
+# When DeiT was published, timm had the dropout of its ViTs after the embedding and in the blocks, not before the head.
+PUBLISHED_DROPOUT = re.compile(r"(vit|deit)_(tiny|small|base)(_distilled)?_patch\d+_(224|384)")
 
 
 def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[Sampler[int], EpochPlan]:
@@ -89,19 +93,20 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
     return recipe
 
 
-def build_model(args: argparse.Namespace, nb_classes: int) -> nn.Module:
+def build_model(args: argparse.Namespace, nb_classes: int, built_with: dict[str, Any] | None = None) -> nn.Module:
     """The network with fresh weights. Its head sees the feature that subsets are chosen by.
 
-    That is [CLS] where there is one, also where timm averages the patches, as for DINOv3, if --model-kwargs do not say
-    otherwise.
+    That is [CLS] also where timm averages the patches, as for DINOv3, if --model-kwargs do not say otherwise; not where
+    a norm was trained for the mean (BEiT). built_with: the keywords of a network that is to be built again.
     """
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
-    if PUBLISHED_VITS.fullmatch(args.model.partition(".")[0]):  # timm had it after the embedding and in the blocks then
+    if PUBLISHED_DROPOUT.fullmatch(args.model.partition(".")[0]):
         rates |= {"drop_rate": 0.0, "pos_drop_rate": args.drop, "proj_drop_rate": args.drop}
-    model = create_network(args.model, nb_classes, input_size(args), args.model_kwargs, **rates)
-    if "global_pool" not in args.model_kwargs and averages_beside_class_token(model):
-        kwargs = {**args.model_kwargs, "global_pool": "token"}
-        model = create_network(args.model, nb_classes, input_size(args), kwargs, **rates)
+    build = partial(create_network, args.model, nb_classes, input_size(args), **rates)
+    model = build(args.model_kwargs if built_with is None else built_with)
+    if built_with is None and "global_pool" not in args.model_kwargs and averages_beside_class_token(model):
+        del model  # before there are two of a large one
+        model = build({**args.model_kwargs, "global_pool": "token"})
     if is_distilled(model):
         model.set_distilled_training(True)  # both heads in training, their mean in evaluation
     elif args.distillation_type != "none":
@@ -142,12 +147,25 @@ def load_weights(
             return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
         if args.eval and source == (args.resume or args.finetune):
             check_classes(checkpoint.get("run", {}), source, classes)
+            check_pooling(checkpoint, source, model)
         weights = network_weights(checkpoint, source)
         loaded.append(weights_checksum(weights))
         fresh = load_pretrained(model, weights, source)
     if args.eval and fresh:
         raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
     return " and ".join(loaded) or "none", None
+
+
+def check_pooling(checkpoint: dict[str, Any], source: str, model: nn.Module) -> None:
+    """Raises InputError where a run's own checkpoint is of a head that saw another feature than the model's does."""
+    if not is_own_checkpoint(checkpoint):
+        return
+    args = checkpoint.get("args", {})
+    kwargs = (args if isinstance(args, dict) else vars(args)).get("model_kwargs", {})
+    trained = checkpoint.get("run", {}).get("built_with", kwargs)  # version 1.1 added nothing to the user's
+    theirs, ours = (keywords.get("global_pool", "avg") for keywords in (trained, model.built_with))
+    if theirs != ours:
+        raise InputError(f"{source} was trained with another feature: add global_pool={theirs} to --model-kwargs")
 
 
 def describe_run(

@@ -116,8 +116,8 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
     if name.startswith("CIFAR"):
         train, val = cifar(name, root, train=True), cifar(name, root, train=False, transform=transform)
     elif name in ("IMNET", "FOLDER"):
-        # Either the layout itself, or the folder that feature extraction looks for it in.
-        root = root if (root / "train").is_dir() else root / "ImageNet"
+        if name == "IMNET" and not (root / "train").is_dir():
+            root = root / "ImageNet"  # where feature extraction looks for it
         loader = open_rgb if name == "IMNET" else photo_loader(size)
         train = class_folders(split_folder(root, train=True), None, loader)
         val = class_folders(split_folder(root, train=False), transform, loader)

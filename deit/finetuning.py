@@ -21,6 +21,7 @@ from deit.builders import (
     build_recipe,
     build_state,
     build_train_loader,
+    check_pooling,
     describe_recipe,
     describe_run,
     is_distilled,
@@ -93,6 +94,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             processes.report(f"soft labels of {len(soft_labels)} unlabelled images: {sure}")
     state = build_state(args, model, plan)
     if own_checkpoint:
+        check_pooling(*own_checkpoint, model)
         state.resume(*own_checkpoint, run)
         if (state.soft_labels is not None) != (len(data.unlabelled) > 0):
             what = f"checkpoint {own_checkpoint[1]} is of another run"

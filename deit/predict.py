@@ -117,8 +117,11 @@ def main(argv: list[str] | None = None) -> Path:
     from deit.image_sources import unlabelled_images
 
     output = Path(args.output)
+    build = lambda options, run: build_model(  # noqa: E731
+        options, len(run["classes"]), run.get("built_with", options.model_kwargs)
+    )
     with launched(args.device) as processes, ExitStack() as held:
-        model, options, trained = read_trained(args.checkpoint, "deit/main.py", build_model)
+        model, options, trained = read_trained(args.checkpoint, "deit/main.py", build)
         classes, size = trained["classes"], input_size(options)
         if len(classes) < 2:
             raise InputError(f"checkpoint {args.checkpoint} knows only {classes[0]!r}: there is nothing to predict")

@@ -150,7 +150,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--data-path", default="data", help="where CIFAR is downloaded to; the ImageNet or iNaturalist folder")
+    add("--data-path", default="data", help="where CIFAR is downloaded to; else the folder of the images")
     own = "FOLDER: your own, in IMNET's layout, turned upright; CSV: see --labels"
     add("--data-set", default="CIFAR10", choices=DATA_SETS, help=own)
     add("--inat-category", default="name", choices=INAT_CATEGORIES, help="level of the taxonomy that is the class")

@@ -1,7 +1,6 @@
 """The cells of a table: which commands lead to each accuracy, and what has come of them."""
 
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,8 +69,7 @@ class Comparison:
                     for readout in protocol.readouts:
                         made_from = (train, val, subset)
                         if protocol.is_run(readout):
-                            folder = folder_of(protocol, method, budget, seed)
-                            made_from = (finetuning(protocol, subset, readout, seed, folder),)
+                            made_from = (finetuning(protocol, subset, readout, method, budget, seed),)
                         jobs[Cell(readout, method, budget, seed)] = made_from
         return jobs
 
@@ -87,7 +85,8 @@ class Comparison:
 
         def describe(job: Job) -> str:
             results = [result for cell in cells_of.get(job, ()) if (result := self.result(cell))]
-            return ", ".join(f"{result.cell.readout} {result.score:.1f}%" for result in results) or "finished"
+            scores = dict.fromkeys(f"{result.cell.readout} {result.score:.1f}%" for result in results)
+            return ", ".join(scores) or "finished"
 
         run_jobs((job for jobs in self.jobs.values() for job in jobs), slots, describe)
 
@@ -166,7 +165,7 @@ def folder_of(protocol: Protocol, method: str, budget: float, seed: int) -> Path
 
 def selection(protocol: Protocol, features: Job, method: str, budget: float, seed: int) -> Job:
     """Stage 2; the same job for all seeds where the method has none."""
-    seed = protocol.seeds[0] if method in WITHOUT_SEED else seed
+    seed = 0 if method in WITHOUT_SEED else seed
     folder = folder_of(protocol, method, budget, seed) / "subset"
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
     options = [
@@ -180,9 +179,9 @@ def selection(protocol: Protocol, features: Job, method: str, budget: float, see
     return Job(name, script, joined(options), folder, folder / "subset.json", (features,))
 
 
-def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int, folder: Path) -> Job:
+def finetuning(protocol: Protocol, subset: Job, readout: str, method: str, budget: float, seed: int) -> Job:
     """Stage 3, by either recipe; of a linear readout, the run that trains no more than that."""
-    trainer, folder = protocol.trainer, folder / readout
+    trainer, folder = protocol.trainer, folder_of(protocol, method, budget, seed) / readout
     recipe = f"--recipe few-labels {protocol.few_labels}" if readout == "few-labels" else protocol.finetuning
     options = [
         f"--data-set {protocol.data_set}" if protocol.data_set else "",
@@ -193,8 +192,9 @@ def finetuning(protocol: Protocol, subset: Job, readout: str, seed: int, folder:
         f"{protocol.device} --seed {seed} --output_dir {typed(folder, trainer)} --auto-resume {recipe}",
         f"--probe {readout}" if readout == "linear" else "",
     ]
-    name, script = re.sub(r"\d+, subset$", f"{seed}, {readout}", subset.name), f"{trainer}/main.py"
-    return Job(name, script, joined(options), folder, folder / "summary.json", (subset,), "*checkpoint.pth")
+    name = f"{METHODS[method]} {protocol.budget_in_words(budget)} seed {seed}, {readout}"
+    result = folder / "summary.json"
+    return Job(name, f"{trainer}/main.py", joined(options), folder, result, (subset,), "*checkpoint.pth")
 
 
 def typed(path: Path, start: str) -> str:

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> Path:
 
     device, output = pick_device(args.device), Path(args.output)
     images = image_folder(Path(args.data_path), loader=partial(open_rgb, upright=True))
-    model, recipe, trained = read_trained(args.checkpoint, "segmenter/main.py", build_model)
+    model, recipe, trained = read_trained(
+        args.checkpoint, "segmenter/main.py", lambda options, run: build_model(options, len(run["classes"]))
+    )
     labels = MaskLabels(tuple(trained["classes"]), recipe.ignore_label, recipe.reduce_zero_label)
     (stem, times), *_ = Counter(Path(path).stem for path, _ in images.samples).most_common(1)
     if times > 1:

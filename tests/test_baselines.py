@@ -175,6 +175,7 @@ def test_probcovers_radius_is_the_largest_at_which_95_percent_of_the_balls_are_p
 def test_maxherding_always_takes_the_sample_that_adds_most_to_the_coverage(sigma, chunk, monkeypatch):
     monkeypatch.setattr("data_selection.activeft.pool.CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr("data_selection.activeft.pool.FEWEST_ROWS", 1)
+    monkeypatch.setattr("data_selection.baselines.herding.BLOCK", 64)
     pool = planted_clusters(60, 40, 30, 20, spread=0.3)[0].double()
     kernel = torch.exp(-((torch.cdist(pool, pool) / sigma) ** 2))
     chosen = [7, 100]

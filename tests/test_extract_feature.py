@@ -141,6 +141,24 @@ def test_bf16_gives_nearly_the_same_features(pool, backbone, tmp_path, monkeypat
     assert not np.array_equal(exact, rough)
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512", "vendor", "fast"),
+    [
+        (True, False, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_bf16_is_used_on_processors_that_multiply_fast_in_it(amx, avx512, vendor, fast, monkeypatch, tmp_path, capsys):
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\n")
+    monkeypatch.setattr(extraction, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    assert extraction.amp_dtype("bf16", Processes()) == (torch.bfloat16 if fast else None)
+    assert ("no faster in bfloat16" in capsys.readouterr().out) != fast
+
+
 def test_vit_arch_and_patch_size_name_the_published_networks(monkeypatch, tmp_path):
     asked = []
     backbones = "data_selection.backbones"

@@ -651,7 +651,7 @@ def test_the_split_of_a_folder_of_parquet_files_is_in_their_names_not_in_its_own
     folder = tmp_path / "train_photos"
     folder.mkdir()
     hf_table.to_parquet(folder / "part_0.parquet")
-    assert len(HFImages(str(folder), "train")) == len(hf_table)  # no file names a split
+    assert len(HFImages(str(folder), "val")) == len(hf_table)  # no file names a split: all are the pool
     (folder / "part_0.parquet").rename(folder / "test.parquet")
     assert len(HFImages(str(folder), "test")) == len(hf_table)
     for split in ("train", "val"):
@@ -756,8 +756,10 @@ def test_a_hugging_face_data_set_is_found_again_from_another_folder(hf_table, ba
 
 
 def test_a_space_beside_a_file_name_survives_the_exported_csv(tmp_path):
-    write_csv(tmp_path / "S.csv", [("a.png", "ant", 1), (" b.png", "bee", 2)], columns=("path", "label", "represents"))
-    assert [image.path for image in read_image_list(tmp_path / "S.csv")] == ["a.png", " b.png"]
+    for column in ("represents", "predicted"):
+        rows = [("a.png", "ant", 1), (" b.png", "bee", 2), ("by hand.png ", "ant", "")]
+        write_csv(tmp_path / "S.csv", rows, columns=("path", "label", column))
+        assert [image.path for image in read_image_list(tmp_path / "S.csv")] == ["a.png", " b.png", "by hand.png"]
     (tmp_path / "typed.csv").write_text("path, label\na.png , ant\n")
     assert read_image_list(tmp_path / "typed.csv")[0] == ("a.png", "ant", False)
 

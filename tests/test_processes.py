@@ -49,4 +49,9 @@ def test_the_tasks_of_a_step_of_slurm_share_the_work():
                          env={**step, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)})
         for task in range(2)
     ]  # fmt: skip
-    assert [task.communicate(timeout=60)[0].split() for task in tasks] == [["0", "2", "2"], ["1", "2", "2"]]
+    try:
+        said = [task.communicate(timeout=60)[0].split() for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert said == [["0", "2", "2"], ["1", "2", "2"]]

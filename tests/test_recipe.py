@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.networks import create_network, input_size
 from common.processes import Processes
 from common.training import to_network
-from deit.builders import build_model, build_plan, build_state, is_distilled, run_length
+from deit.builders import build_model, build_plan, build_state, check_pooling, is_distilled, run_length
 from deit.datasets import eval_transform, train_transform
 from deit.engine import end_epoch
 from deit.recipe_options import FEW_LABELS, parse_args
@@ -264,6 +264,21 @@ def test_the_head_sees_the_class_token_also_where_timm_averages_the_patches():
         tokens = model.forward_features(images)
         seen = model.forward_head(tokens, pre_logits=True)
         torch.testing.assert_close(seen, tokens[:, position].mean(dim=1))
+
+
+def own_checkpoint(model: torch.nn.Module, **run: object) -> dict:
+    return {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}, "epoch": 0, "args": {}, "run": run}
+
+
+def test_a_checkpoint_of_a_head_that_saw_another_feature_is_refused():
+    model = build_model(options(*DINOV3), 3)
+    check_pooling(own_checkpoint(model, built_with=model.built_with), "c.pth", model)
+    check_pooling(model.state_dict(), "pretrained.pth", model)
+    for averaged in (own_checkpoint(model), own_checkpoint(model, built_with={"global_pool": "avg"})):
+        with pytest.raises(InputError, match="c.pth was trained with another feature: add global_pool=avg to"):
+            check_pooling(averaged, "c.pth", model)
+    plain = build_model(tiny_options(), 3)
+    check_pooling(own_checkpoint(plain), "c.pth", plain)
 
 
 def test_a_model_is_built_again_with_the_keywords_that_its_checkpoint_keeps():

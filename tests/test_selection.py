@@ -251,13 +251,14 @@ def test_features_without_a_label_column_give_the_subset_of_those_with_one(featu
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init": "kmeans"}, "init 'kmeans' is not known: random or fps"),
-        ({"distance": "l1"}, "distance 'l1' is not known: euclidean or cosine"),
-        ({"scheduler": "step"}, "scheduler 'step' is not known: none or cosine"),
-        ({"temperature": -1}, "temperature -1 must be above 0"),
-        ({"lr": float("nan")}, "lr nan must be above 0"),
-        ({"balance": -1}, "balance -1 must be at least 0"),
-        ({"max_iter": 0}, "max_iter 0 must be at least 1"),
+        ({"init": "kmeans"}, "init 'kmeans' must be random or fps"),
+        ({"distance": "l1"}, "distance 'l1' must be euclidean or cosine"),
+        ({"scheduler": "step"}, "scheduler 'step' must be none or cosine"),
+        ({"temperature": -1}, "temperature -1 must be a number above 0"),
+        ({"lr": float("nan")}, "lr nan must be a number above 0"),
+        ({"balance": -1}, "balance -1 must be a number from 0 on"),
+        ({"max_iter": None}, "max_iter None must be a whole number from 1 on"),
+        ({"batch_size": 1.5}, "batch_size 1.5 must be a whole number from 1 on, or None"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(settings, message):

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam  # the class torch.optim.Adam takes a second to load at its first step
+from torch.optim.adam import adam  # the class torch.optim.Adam loads torch._dynamo, a second
 
 from common.errors import InputError
 from common.processes import Processes, pick_device
@@ -29,7 +30,7 @@ WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
 
 @dataclass(frozen=True)
 class Settings:
-    """How the prototypes are optimised. The defaults are the published ones for CIFAR. InputError: no such setting.
+    """How the prototypes are optimised, by default as published for CIFAR. Raises InputError for a wrong value.
 
     temperature, balance: tau and lambda of the objective.
     lr, max_iter, scheduler: of Adam; the learning rate is constant (none), or falls to MIN_LR along a cosine.
@@ -53,16 +54,22 @@ class Settings:
     MIN_LR = 1e-6
 
     def __post_init__(self) -> None:
-        choices = {"init": ("random", "fps"), "distance": ("euclidean", "cosine"), "scheduler": ("none", "cosine")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r} is not known: {' or '.join(known)}")
-        for name, least in {"max_iter": 1, "batch_size": 1, "chunk": 1, "balance": 0, "seed": 0}.items():
-            if getattr(self, name) is not None and not getattr(self, name) >= least:
-                raise InputError(f"{name} {getattr(self, name)} must be at least {least}")
-        for name in ("temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)} must be above 0")
+        whole = lambda value, least: isinstance(value, Integral) and value >= least  # noqa: E731
+        finite = lambda value: isinstance(value, Real) and math.isfinite(value)  # noqa: E731
+        for name, is_right, rule in (
+            ("temperature", finite(self.temperature) and self.temperature > 0, "a number above 0"),
+            ("balance", finite(self.balance) and self.balance >= 0, "a number from 0 on"),
+            ("lr", finite(self.lr) and self.lr > 0, "a number above 0"),
+            ("max_iter", whole(self.max_iter, 1), "a whole number from 1 on"),
+            ("init", self.init in ("random", "fps"), "random or fps"),
+            ("distance", self.distance in ("euclidean", "cosine"), "euclidean or cosine"),
+            ("scheduler", self.scheduler in ("none", "cosine"), "none or cosine"),
+            ("batch_size", self.batch_size is None or whole(self.batch_size, 1), "a whole number from 1 on, or None"),
+            ("chunk", self.chunk is None or whole(self.chunk, 1), "a whole number from 1 on, or None"),
+            ("seed", whole(self.seed, 0), "a whole number from 0 on"),
+        ):
+            if not is_right:
+                raise InputError(f"{name} {getattr(self, name)!r} must be {rule}")
 
     def starting_samples(self, pool: Pool, budget: int) -> list[int]:
         """The samples at which the prototypes start: random ones, or farthest points (fps)."""
@@ -119,10 +126,10 @@ def select(
     Raises:
         InputError: a budget that does not fit the pool, indices outside it, or a row that is zero or not finite.
     """
-    candidates = Candidates(len(features), tuple(labeled), tuple(excluded))
+    candidates, settings = Candidates(len(features), tuple(labeled), tuple(excluded)), Settings(**settings)
     candidates.check(budget)
     pool = read_pool(features, candidates, processes or Processes(pick_device(device)))
-    return optimise(pool, budget, Settings(**settings), progress, observe)
+    return optimise(pool, budget, settings, progress, observe)
 
 
 def optimise(

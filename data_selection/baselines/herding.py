@@ -59,7 +59,7 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
 
     def gains_of(samples: Tensor) -> Tensor:
         blocks = chunks(n, max(BLOCK, BLOCK**2 // len(samples)))
-        return sum((similarity(samples, block).sub_(covered[block]).clamp_min_(0).sum(dim=1)) for block in blocks)
+        return sum(similarity(samples, block).sub_(covered[block]).clamp_min_(0).sum(dim=1) for block in blocks)
 
     for some in torch.tensor(pool.candidates.labeled, dtype=torch.int64, device=features.device).split(portion):
         if len(some):
