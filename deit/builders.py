@@ -1,10 +1,7 @@
-"""From the options to the parts of a run: model, optimiser, loss, images, and how they are divided among processes."""
+"""From the options to the parts of a run: optimiser, schedule, loss, images, and how processes divide them."""
 
 import argparse
-import re
 import warnings
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,19 +14,12 @@ from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sa
 from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import (
-    check_classes,
-    fetch_checkpoint,
-    is_own_checkpoint,
-    load_pretrained,
-    network_weights,
-    weights_checksum,
-)
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
-from common.networks import averages_beside_class_token, create_network, input_size, preprocessing
+from common.networks import create_network, input_size, preprocessing
 from common.processes import Processes, amp_dtype_of
 from common.training import Recipe, TrainingState
 from deit.augmentation import train_transform
@@ -38,8 +28,6 @@ from deit.engine import ClassificationLoss, base_criterion
 from deit.recipe_options import FEW_LABELS, NO_INFLUENCE, PUBLISHED_LR, PUBLISHED_TOTAL_BATCH
 
 MUCH_OF_THE_AVERAGE = 0.1
-# When DeiT was published, timm had the dropout of its ViTs after the embedding and in the blocks, not before the head.
-PUBLISHED_DROPOUT = re.compile(r"(vit|deit)_(tiny|small|base)(_distilled)?_patch\d+_(224|384)")
 
 
 def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[Sampler[int], EpochPlan]:
@@ -91,81 +79,6 @@ def describe_recipe(args: argparse.Namespace, data: FinetuningData, plan: EpochP
             "--model-ema-warmup lets it follow a short run"
         )
     return recipe
-
-
-def build_model(args: argparse.Namespace, nb_classes: int, built_with: dict[str, Any] | None = None) -> nn.Module:
-    """The network with fresh weights. Its head sees the feature that subsets are chosen by.
-
-    That is [CLS] also where timm averages the patches, as for DINOv3, if --model-kwargs do not say otherwise; not where
-    a norm was trained for the mean (BEiT). built_with: the keywords of a network that is to be built again.
-    """
-    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
-    if PUBLISHED_DROPOUT.fullmatch(args.model.partition(".")[0]):
-        rates |= {"drop_rate": 0.0, "pos_drop_rate": args.drop, "proj_drop_rate": args.drop}
-    build = partial(create_network, args.model, nb_classes, input_size(args), **rates)
-    model = build(args.model_kwargs if built_with is None else built_with)
-    if built_with is None and "global_pool" not in args.model_kwargs and averages_beside_class_token(model):
-        del model  # before there are two of a large one
-        model = build({**args.model_kwargs, "global_pool": "token"})
-    if is_distilled(model):
-        model.set_distilled_training(True)  # both heads in training, their mean in evaluation
-    elif args.distillation_type != "none":
-        raise InputError(f"--distillation-type {args.distillation_type} needs a distilled model, not {args.model}")
-    return model
-
-
-def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:
-    """The layer that alone makes logits of what forward_head(pre_logits=True) gives. Raises InputError without one."""
-    head, size = model.get_classifier(), input_size(args)
-    if isinstance(head, nn.Linear) and head.bias is not None:
-        device = head.weight.device
-        images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-        with torch.inference_mode():
-            features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
-            if torch.allclose(head(features), model(images), rtol=1e-4, atol=1e-4):
-                return head
-    asked = "--head-init linear" if args.head_init == "linear" else "--freeze backbone"
-    raise InputError(f"{asked} needs a model whose head is one linear layer, which that of {args.model} is not")
-
-
-def is_distilled(model: nn.Module) -> bool:
-    return hasattr(model, "set_distilled_training")
-
-
-def load_weights(
-    args: argparse.Namespace, model: nn.Module, classes: Sequence[str]
-) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --finetune and --resume into the model, whose classes have these names.
-
-    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
-    (departure) A backbone weight that is missing or does not fit is an error, not a warning that nobody reads.
-    """
-    loaded, fresh = [], [name for name, _ in model.named_parameters()]
-    for source in filter(None, (args.finetune, args.resume)):
-        checkpoint = fetch_checkpoint(source)
-        if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
-            return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
-        if args.eval and source == (args.resume or args.finetune):
-            check_classes(checkpoint.get("run", {}), source, classes)
-            check_pooling(checkpoint, source, model)
-        weights = network_weights(checkpoint, source)
-        loaded.append(weights_checksum(weights))
-        fresh = load_pretrained(model, weights, source)
-    if args.eval and fresh:
-        raise InputError(f"--eval needs --resume with trained weights for all of {args.model}; missing: {fresh[-1]}")
-    return " and ".join(loaded) or "none", None
-
-
-def check_pooling(checkpoint: dict[str, Any], source: str, model: nn.Module) -> None:
-    """Raises InputError where a run's own checkpoint is of a head that saw another feature than the model's does."""
-    if not is_own_checkpoint(checkpoint):
-        return
-    args = checkpoint.get("args", {})
-    kwargs = (args if isinstance(args, dict) else vars(args)).get("model_kwargs", {})
-    trained = checkpoint.get("run", {}).get("built_with", kwargs)  # version 1.1 added nothing to the user's
-    theirs, ours = (keywords.get("global_pool", "avg") for keywords in (trained, model.built_with))
-    if theirs != ours:
-        raise InputError(f"{source} was trained with another feature: add global_pool={theirs} to --model-kwargs")
 
 
 def describe_run(

@@ -14,21 +14,7 @@ from common.processes import Interruption, Processes, amp_dtype_of, in_parallel
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_confusion_matrix, plot_curves
 from common.training import update_weights
-from deit.builders import (
-    build_eval_loader,
-    build_model,
-    build_plan,
-    build_recipe,
-    build_state,
-    build_train_loader,
-    check_pooling,
-    describe_recipe,
-    describe_run,
-    is_distilled,
-    linear_head,
-    load_weights,
-    run_length,
-)
+from deit import builders, models
 from deit.datasets import FinetuningData, build_datasets
 from deit.engine import end_epoch, evaluate, step_schedule_to
 from deit.frozen_features import FrozenFeatures, cross_validated, head_and_soft_labels, probe
@@ -41,18 +27,18 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         data = build_datasets(args)
     for note in filter(None, (*data.notes, data.classes_without_images())):
         processes.report(note)
-    model = build_model(args, len(data.classes))
-    weights, own_checkpoint = load_weights(args, model, data.classes)
+    model = models.build_model(args, len(data.classes))
+    weights, own_checkpoint = models.load_weights(args, model, data.classes)
     model.to(processes.device)
     frozen = args.freeze == "backbone"
-    head = linear_head(args, model) if frozen or args.head_init == "linear" else None
+    head = models.linear_head(args, model) if frozen or args.head_init == "linear" else None
     if frozen:
         model.requires_grad_(False)
         head.requires_grad_(True)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     evaluate_now = partial(
         evaluate,
-        loader=build_eval_loader(args, data, processes) if data.val is not None else [],
+        loader=builders.build_eval_loader(args, data, processes) if data.val is not None else [],
         processes=processes,
         amp_dtype=amp_dtype,
         sharded=args.dist_eval,
@@ -71,10 +57,12 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             readout = probe(args.probe, features_of, data, processes)
         return finish_probe(args, readout, data, processes)
 
-    sampler, plan = build_plan(args, data.images_per_epoch, processes)
-    n_epochs = run_length(args, plan)
-    recipe = build_recipe(args, plan, len(data.classes), processes.device, soft_targets=len(data.unlabelled) > 0)
-    run = describe_run(args, data, plan, model, weights, recipe)
+    sampler, plan = builders.build_plan(args, data.images_per_epoch, processes)
+    n_epochs = builders.run_length(args, plan)
+    recipe = builders.build_recipe(
+        args, plan, len(data.classes), processes.device, soft_targets=len(data.unlabelled) > 0
+    )
+    run = builders.describe_run(args, data, plan, model, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     soft_labels, best = None, {}
@@ -92,9 +80,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if soft_labels is not None:
             sure = f"{100 * soft_labels.amax(dim=1).mean():.0f}% sure of one class on average"
             processes.report(f"soft labels of {len(soft_labels)} unlabelled images: {sure}")
-    state = build_state(args, model, plan)
+    state = builders.build_state(args, model, plan)
     if own_checkpoint:
-        check_pooling(*own_checkpoint, model)
+        models.check_pooling(*own_checkpoint, model)
         state.resume(*own_checkpoint, run)
         if (state.soft_labels is not None) != (len(data.unlabelled) > 0):
             what = f"checkpoint {own_checkpoint[1]} is of another run"
@@ -110,13 +98,13 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         raise InputError(f"starting at epoch {state.epoch} of --epochs {n_epochs} leaves nothing to train")
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     processes.report(f"{args.model}: {n_parameters:,} parameters, {len(data.classes)} classes")
-    processes.report(describe_recipe(args, data, plan))
+    processes.report(builders.describe_recipe(args, data, plan))
 
     epochs = range(state.epoch, n_epochs)
     stream = BatchStream(sampler, plan, processes.rank, epochs, state.update)
-    batches = iter(build_train_loader(args, data, stream, processes, state.soft_labels))
+    batches = iter(builders.build_train_loader(args, data, stream, processes, state.soft_labels))
     # Without a teacher, the distillation head of a distilled model learns nothing.
-    unused = is_distilled(model) and args.distillation_type == "none"
+    unused = models.is_distilled(model) and args.distillation_type == "none"
     parallel_model = in_parallel(model, processes, some_unused=unused)
     folder = RunFolder(args, run, state, processes, "epoch", state.epoch, fresh=not own_checkpoint)
     progress = progress_bar(

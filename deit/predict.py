@@ -112,9 +112,9 @@ def main(argv: list[str] | None = None) -> Path:
     from common.processes import amp_dtype_of, launched
     from common.run_folder import read_trained
     from deit.augmentation import eval_transform
-    from deit.builders import build_model
     from deit.engine import most_probable
     from deit.image_sources import unlabelled_images
+    from deit.models import build_model
 
     output = Path(args.output)
     build = lambda options, run: build_model(  # noqa: E731

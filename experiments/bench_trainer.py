@@ -67,7 +67,8 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
     from torchvision.datasets import ImageFolder
 
     from common.networks import input_size
-    from deit.builders import build_model, build_plan, build_state
+    from deit.builders import build_plan, build_state
+    from deit.models import build_model
 
     size = input_size(args)
     transform = create_transform(size, is_training=True, color_jitter=0.0, interpolation="bicubic")
@@ -98,9 +99,10 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
 def our_epochs(args: argparse.Namespace) -> Iterator[None]:
     """One epoch per step, through the pieces of deit/main.py."""
     from common.training import update_weights
-    from deit.builders import build_model, build_plan, build_recipe, build_state, build_train_loader
+    from deit.builders import build_plan, build_recipe, build_state, build_train_loader
     from deit.datasets import build_datasets
     from deit.engine import end_epoch
+    from deit.models import build_model
 
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)

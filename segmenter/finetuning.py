@@ -11,16 +11,7 @@ from common.processes import Interruption, Processes, amp_dtype_of, in_parallel
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_curves
 from common.training import Recipe, update_weights
-from segmenter.builders import (
-    build_eval_loader,
-    build_model,
-    build_plan,
-    build_state,
-    build_train_loader,
-    describe_run,
-    load_weights,
-    pixel_loss,
-)
+from segmenter import builders
 from segmenter.datasets import build_data
 from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 
@@ -32,28 +23,28 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     seed_everything(args.seed)
     train, val = build_data(args, processes)
     classes = train.labels.classes
-    model = build_model(args, len(classes))
-    weights, own_checkpoint = load_weights(args, model, classes)
+    model = builders.build_model(args, len(classes))
+    weights, own_checkpoint = builders.load_weights(args, model, classes)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)
-    eval_loader = build_eval_loader(args, val, processes)
+    eval_loader = builders.build_eval_loader(args, val, processes)
     if args.eval:
         result = evaluate(model, eval_loader, len(classes), processes, window)
         processes.report(f"{len(val)} images: {describe(result)}")
         return {"last": {"test": result}}
 
-    sampler, plan = build_plan(args, len(train), processes)
+    sampler, plan = builders.build_plan(args, len(train), processes)
     iterations = plan.updates
-    state = build_state(args, model, iterations, amp_dtype)
-    run = describe_run(args, train, val, iterations, weights)
+    state = builders.build_state(args, model, iterations, amp_dtype)
+    run = builders.describe_run(args, train, val, iterations, weights)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
     state.lr_scheduler.step_update(state.update)
-    loss = lambda model, images, targets: pixel_loss(model(images), targets, processes)  # noqa: E731
+    loss = lambda model, images, targets: builders.pixel_loss(model(images), targets, processes)  # noqa: E731
     recipe = Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, args.output_dir)
     n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
@@ -63,7 +54,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     )
 
     stream = BatchStream(sampler, plan, processes.rank, range(1), state.update)
-    batches = iter(build_train_loader(args, train, stream, processes))
+    batches = iter(builders.build_train_loader(args, train, stream, processes))
     parallel_model = in_parallel(model, processes).train()
     folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, fresh=not own_checkpoint)
     progress = progress_bar(

@@ -13,10 +13,11 @@ from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.readouts import as_linear_layer, fit_readout, linear_readout
 from common.training import to_network
-from deit.builders import build_model, build_state, linear_head, load_weights
+from deit.builders import build_state
 from deit.datasets import build_datasets, labels_of
 from deit.frozen_features import FrozenFeatures, head_and_soft_labels
 from deit.main import main
+from deit.models import build_model, linear_head, load_weights
 from deit.recipe_options import parse_args
 from experiments.digits_pool import write_digits_pool
 

@@ -16,9 +16,10 @@ from common.errors import InputError
 from common.networks import create_network, input_size
 from common.processes import Processes
 from common.training import to_network
-from deit.builders import build_model, build_plan, build_state, check_pooling, is_distilled, run_length
+from deit.builders import build_plan, build_state, run_length
 from deit.datasets import eval_transform, train_transform
 from deit.engine import end_epoch
+from deit.models import build_model, check_pooling, is_distilled
 from deit.recipe_options import FEW_LABELS, parse_args
 
 

@@ -14,10 +14,10 @@ from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.images import ImageFiles
 from common.readouts import fit_readout, soft_labels, spread_labels
-from deit.builders import build_model, load_weights
 from deit.datasets import FinetuningData, build_datasets
 from deit.frozen_features import FrozenFeatures, head_and_soft_labels
 from deit.main import main
+from deit.models import build_model, load_weights
 from deit.recipe_options import parse_args
 
 FEW = ("--recipe", "few-labels", "--hflip", "0", "--unlabelled", "100", "--total-batch-size", "64")
