@@ -59,10 +59,9 @@ def representatives(pool: Pool, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     Returns: positions in `chosen` (m,), int64, and cosine similarities (m,), of unit rows.
     """
     nearest, similarity = nearest_of_all(pool.rows, pool.rows_of(chosen))
-    own = torch.tensor([*chosen], device=nearest.device) - pool.first
-    here = (own >= 0) & (own < len(nearest))
-    nearest[own[here]] = here.nonzero().squeeze(1)  # also where another is its equal
-    similarity[own[here]] = 1
+    local, mine = pool.places_of(chosen)
+    nearest[local[mine]] = mine.nonzero().squeeze(1)  # also where another is its equal
+    similarity[local[mine]] = 1
     return nearest, similarity.clamp(-1, 1)
 
 

@@ -85,10 +85,14 @@ class Pool:
         """Whether each of this process's samples cannot be chosen (m,), bool."""
         return self.candidates.closed(self.rows.device)[self.processes.part(self.n)]
 
+    def places_of(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Where in `rows` these samples are (k,), int64, and whether they are there, in this process (k,), bool."""
+        local = torch.tensor([*indices], dtype=torch.int64, device=self.rows.device) - self.first
+        return local, (local >= 0) & (local < len(self.rows))
+
     def rows_of(self, indices: Iterable[int]) -> Tensor:
         """The features (k, d) of these samples, whichever process holds them."""
-        local = torch.tensor([*indices], dtype=torch.int64, device=self.rows.device) - self.first  # (k,)
-        mine = (local >= 0) & (local < len(self.rows))
+        local, mine = self.places_of(indices)
         rows = self.rows.new_zeros(len(local), self.rows.shape[1])
         rows[mine] = self.rows[local[mine]]
         self.processes.sum(rows)
