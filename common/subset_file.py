@@ -22,7 +22,7 @@ import numpy as np
 from common import VERSION
 from common.errors import InputError
 from common.feature_file import read_description
-from common.files import read_json, write_json
+from common.files import atomic_file, read_json, write_json
 from common.image_list import labelled_images, notes_on
 from common.pool_paths import read_pool_paths
 
@@ -114,8 +114,13 @@ def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, A
     }
 
 
-def write_provenance(subset: Path, indices: Sequence[int], provenance: dict[str, Any]) -> None:
-    write_json(provenance_file(subset), {**provenance, "indices": indices_checksum(indices)}, indent=2)
+def write_subset(path: Path, indices: list[int], losses: Sequence[float], provenance: dict[str, Any]) -> None:
+    """Write the chosen indices as one JSON list, after what stands beside it: losses, if any, and the provenance."""
+    if losses:
+        with atomic_file(losses_file(path)) as temporary:
+            temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
+    write_json(provenance_file(path), {**provenance, "indices": indices_checksum(indices)}, indent=2)
+    write_json(path, indices)
 
 
 def read_provenance(subset: str | Path) -> dict[str, Any] | None:

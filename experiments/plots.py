@@ -37,7 +37,7 @@ def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], 
             style = {"color": f"C{position}", "linewidth": 1.2, "zorder": 2}
             if method == "activeft":
                 style = {"color": "black", "linewidth": 2.4, "zorder": 3}
-            style |= {"marker": MARKERS[position], "markersize": 5, "capsize": 2, "elinewidth": 0.8}
+            style |= {"marker": MARKERS[position % len(MARKERS)], "markersize": 5, "capsize": 2, "elinewidth": 0.8}
             lines[label] = axis.errorbar(nudged, means, [std or 0 for std in stds], **style)
         counted = "labelled images" if protocol.numbers else "labelled images in % of the pool"
         axis.set(xscale="log", xlabel=counted, title=READOUTS[readout])

@@ -1,8 +1,8 @@
-"""From the options to the parts of a run: model, optimiser, loss, and the scenes in the order they are trained on."""
+"""From the options to the parts of a run: optimiser, schedule, loss, and the scenes in their order of training."""
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,15 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from common.batch_stream import BatchStream, DrawnImages, EpochPlan
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.command_line import usable
 from common.errors import InputError
 from common.image_loader import ImageLoader
 from common.processes import Processes
-from common.run_folder import read_trained
 from common.scenes import IGNORED
 from common.training import TrainingState
 from segmenter.augmentation import train_transform
 from segmenter.datasets import Scenes
-from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
+from segmenter.models import PixelClassifier
 from segmenter.recipe_options import NO_INFLUENCE, PASSES
 
 
@@ -57,38 +55,6 @@ def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[
     iterations = args.iterations or math.ceil(PASSES * n / args.batch_size)
     sampler = EndlessShuffle(n, iterations * args.batch_size, args.seed, processes.rank, processes.size)
     return sampler, EpochPlan(len(sampler), size, size, processes.size)
-
-
-def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
-    """With fresh weights."""
-    frozen = args.probe is not None
-    encoder = build_encoder(args.model, args.model_kwargs, args.crop_size, 0.0 if frozen else args.drop_path)
-    d = encoder.embed_dim
-    if args.decoder == "mask_transformer":
-        decoder = MaskTransformer(d, classes, dropout=args.dropout)
-    else:
-        decoder = {"linear": LinearDecoder, "batchnorm_linear": BatchNormLinear}[args.decoder](d, classes)
-    return PixelClassifier(encoder, decoder, frozen)
-
-
-def load_weights(
-    args: argparse.Namespace, model: PixelClassifier, classes: Sequence[str]
-) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --resume into the encoder, or with --eval into the model, whose classes have these names.
-
-    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
-    """
-    if not args.resume:
-        return "none", None
-    if args.eval:
-        read_trained(args.resume, "segmenter/main.py", lambda *_: model, classes)
-        return None, None
-    checkpoint = fetch_checkpoint(args.resume)
-    if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):
-        return checkpoint["run"].get("weights"), (checkpoint, args.resume)
-    weights = network_weights(checkpoint, args.resume)  # also those that deit/main.py has finetuned
-    load_pretrained(model.encoder, weights, args.resume)
-    return weights_checksum(weights), None
 
 
 def build_state(

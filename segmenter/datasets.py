@@ -48,7 +48,7 @@ class Scenes(Dataset):
         return self.transform(image, mask) if self.transform else (image, mask)
 
 
-def build_data(args: argparse.Namespace, processes: Processes) -> tuple[Scenes, Scenes]:
+def build_datasets(args: argparse.Namespace, processes: Processes) -> tuple[Scenes, Scenes]:
     """The chosen images of the training split, or all; and the whole validation split, resized, masks as they are.
 
     Raises InputError for anything that is missing or does not fit, in any image or mask that will be used.

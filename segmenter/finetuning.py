@@ -11,8 +11,8 @@ from common.processes import Interruption, Processes, amp_dtype_of, in_parallel
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_curves
 from common.training import Recipe, update_weights
-from segmenter import builders
-from segmenter.datasets import build_data
+from segmenter import builders, models
+from segmenter.datasets import build_datasets
 from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 
 
@@ -21,10 +21,10 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if args.probe and processes.size > 1:
         raise InputError(f"--probe {args.probe} is for one process, not {processes.size}: batch norm sees all images")
     seed_everything(args.seed)
-    train, val = build_data(args, processes)
+    train, val = build_datasets(args, processes)
     classes = train.labels.classes
-    model = builders.build_model(args, len(classes))
-    weights, own_checkpoint = builders.load_weights(args, model, classes)
+    model = models.build_model(args, len(classes))
+    weights, own_checkpoint = models.load_weights(args, model, classes)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
     window = SlidingWindow(args.crop_size, args.stride, args.batch_size, amp_dtype)

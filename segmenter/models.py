@@ -1,10 +1,12 @@
-"""A pretrained ViT that labels every pixel: timm's encoder and one of three decoders of its patch tokens.
+"""A pretrained ViT that labels every pixel: timm's encoder, one of three decoders of its patch tokens, and their weights.
 
 Segmenter (Strudel et al., ICCV 2021) with its linear decoder or its mask transformer, or, on a frozen encoder, the
 light readout of DINOv2's evaluation: batch norm and one linear layer.
 """
 
+import argparse
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -15,8 +17,10 @@ from timm.models import Eva, VisionTransformer, get_pretrained_cfg, is_model_in_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.errors import InputError
 from common.networks import create_network
+from common.run_folder import read_trained
 
 HEAD_SIZE = 64  # channels of an attention head
 VIT_MODULES = ("vision_transformer", "deit", "eva")
@@ -111,6 +115,38 @@ def init_linear(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
+    """With fresh weights."""
+    frozen = args.probe is not None
+    encoder = build_encoder(args.model, args.model_kwargs, args.crop_size, 0.0 if frozen else args.drop_path)
+    d = encoder.embed_dim
+    if args.decoder == "mask_transformer":
+        decoder = MaskTransformer(d, classes, dropout=args.dropout)
+    else:
+        decoder = {"linear": LinearDecoder, "batchnorm_linear": BatchNormLinear}[args.decoder](d, classes)
+    return PixelClassifier(encoder, decoder, frozen)
+
+
+def load_weights(
+    args: argparse.Namespace, model: PixelClassifier, classes: Sequence[str]
+) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
+    """Load --resume into the encoder, or with --eval into the model, whose classes have these names.
+
+    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
+    """
+    if not args.resume:
+        return "none", None
+    if args.eval:
+        read_trained(args.resume, "segmenter/main.py", lambda *_: model, classes)
+        return None, None
+    checkpoint = fetch_checkpoint(args.resume)
+    if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):
+        return checkpoint["run"].get("weights"), (checkpoint, args.resume)
+    weights = network_weights(checkpoint, args.resume)  # also those that deit/main.py has finetuned
+    load_pretrained(model.encoder, weights, args.resume)
+    return weights_checksum(weights), None
 
 
 def build_encoder(name: str, model_kwargs: dict[str, Any], crop_size: int, drop_path: float = 0.0) -> nn.Module:

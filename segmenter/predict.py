@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> Path:
     from common.run_folder import read_trained
     from common.scenes import MaskLabels
     from segmenter.augmentation import eval_transform
-    from segmenter.builders import build_model
     from segmenter.evaluation import SlidingWindow, write_labels
+    from segmenter.models import build_model
 
     device, output = pick_device(args.device), Path(args.output)
     images = image_folder(Path(args.data_path), loader=partial(open_rgb, upright=True))

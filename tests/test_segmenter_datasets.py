@@ -18,7 +18,7 @@ from common.pool_paths import read_pool_paths
 from common.processes import Processes
 from common.scenes import IGNORED, MaskLabels, class_names
 from data_selection.extract_feature import main as extract
-from segmenter.datasets import Scenes, build_data
+from segmenter.datasets import Scenes, build_datasets
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def data_of(root: Path, **changed) -> tuple[Scenes, Scenes]:
         "reduce_zero_label": True, "subset_ids": [], "short_side": 40, "long_side": 160, "num_workers": 0,
         "eval": False, "model": "vit_small_patch16_224",
     }  # fmt: skip
-    return build_data(argparse.Namespace(**{**options, **changed}), Processes())
+    return build_datasets(argparse.Namespace(**{**options, **changed}), Processes())
 
 
 def subset_file(tmp_path: Path, ids: list[int]) -> str:

@@ -19,8 +19,9 @@ from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.processes import Processes
 from common.scenes import IGNORED
-from segmenter.builders import EndlessShuffle, build_model, build_state, pixel_loss
+from segmenter.builders import EndlessShuffle, build_state, pixel_loss
 from segmenter.main import main
+from segmenter.models import build_model
 from segmenter.recipe_options import parse_args
 
 SHORT = [

@@ -15,7 +15,7 @@ import torch
 from common.command_line import number, seed_number
 from common.errors import InputError
 from common.feature_file import description_file, in_words, read_description, read_features
-from common.files import atomic_file, check_spares, make_output_dir, write_json
+from common.files import check_spares, make_output_dir
 from common.pool_paths import PoolPaths, paths_file
 from common.processes import Processes
 from common.subset_file import (
@@ -26,7 +26,7 @@ from common.subset_file import (
     provenance_of,
     read_labeled_ids,
     read_subset_ids,
-    write_provenance,
+    write_subset,
 )
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.selection import Selection
@@ -202,17 +202,8 @@ def select_subsets(request: Request, method: Method, processes: Processes, unit:
         if request.args.export_csv or request.args.export_tasks:
             represents = represented(pool, [*request.candidates.labeled, *chosen], unit)
         if processes.is_main:
-            write_subset(path, chosen, selection.losses, request)
+            write_subset(path, chosen, selection.losses, request.provenance)
+            print(f"wrote {len(chosen)} of {pool.n} indices to {path}")
             if request.images:
                 export(request.args, request.images, path, chosen, represents)
     return request.paths[-1]
-
-
-def write_subset(path: Path, indices: list[int], losses: Sequence[float], request: Request) -> None:
-    """Write the chosen indices as one JSON list, and beside it their provenance and the losses, where there are any."""
-    if losses:
-        with atomic_file(losses_file(path)) as temporary:
-            temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
-    write_provenance(path, indices, request.provenance)
-    write_json(path, indices)
-    print(f"wrote {len(indices)} of {request.candidates.n} indices to {path}")
