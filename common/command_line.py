@@ -15,10 +15,23 @@ OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "canno
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser whose help shows the defaults and whose errors are one line."""
+    """An argparse parser whose help shows the defaults and whose errors are one line.
+
+    Options may be typed with dashes or underscores: the published scripts of stages 1 and 2 and of stage 3 differ.
+    """
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def parse_known_args(self, args=None, namespace=None):
+        return super().parse_known_args(map(self._as_added, sys.argv[1:] if args is None else args), namespace)
+
+    def _as_added(self, argument: str) -> str:
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--") or option in self._option_string_actions:
+            return argument
+        alike = (known for known in self._option_string_actions if known.replace("_", "-") == option.replace("_", "-"))
+        return next(alike, option) + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
@@ -42,9 +55,7 @@ class KeyValues(argparse.Action):
 
 def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
     overrides = "keyword overrides for timm's create_model, such as img_size=32 patch_size=8 embed_dim=128"
-    parser.add_argument(
-        "--model-kwargs", "--model_kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help=overrides
-    )
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help=overrides)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--output_dir", type=Path)
     add("--arch", help="any timm name, DINO's ViT-S/16 when not given; runs of main.py need its --pretrained_weights")
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
-    add("--model_kwargs", "--model-kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
+    add("--model_kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
     add("--finetuning_options", default="", help='of main.py, published recipe: --finetuning_options="--epochs 300"')
     add("--few_labels_options", default="", help="the same beside --recipe few-labels")
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")

@@ -1,4 +1,4 @@
-"""A pretrained ViT that labels every pixel: timm's encoder, one of three decoders of its patch tokens, and their weights.
+"""A pretrained ViT that labels every pixel: timm's encoder, one of three decoders of its patch tokens, the weights.
 
 Segmenter (Strudel et al., ICCV 2021) with its linear decoder or its mask transformer, or, on a frozen encoder, the
 light readout of DINOv2's evaluation: batch norm and one linear layer.

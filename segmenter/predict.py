@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Label every pixel of a folder of images.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="checkpoint.pth of main.py; file or https://")
-    add("--data_path", "--data-path", required=True, help="a folder of images")
+    add("--data_path", required=True, help="a folder of images")
     add("--output", required=True, help="folder to write into")
     add("--batch-size", default=8, type=number(int, 1), help="windows in one pass")
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")

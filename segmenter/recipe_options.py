@@ -79,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--data-path", "--data_path", default="data/ADEChallengeData2016", help="a folder in ADE20K's layout")
+    add("--data-path", default="data/ADEChallengeData2016", help="a folder in ADE20K's layout")
     add_mask_options(group)
     add("--subset_ids", default=[], nargs="+", metavar="JSON", help="chosen indices; several files are joined")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.command_line import run
+from common.command_line import ArgumentParser, number, run
 from experiments.bench_selection import SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,3 +59,19 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("typed", ["--batch-size", "--batch_size"])
+@pytest.mark.parametrize("added", ["--batch-size", "--batch_size"])
+def test_options_are_taken_with_dashes_and_with_underscores(added, typed):
+    parser = ArgumentParser("")
+    parser.add_argument_group("a group").add_argument(added, type=number(int))
+    assert parser.parse_args([typed, "-8"]).batch_size == -8
+    assert parser.parse_args([f"{typed}=8"]).batch_size == 8
+
+
+def test_only_the_names_of_options_are_spelled_anew_not_their_values():
+    parser = ArgumentParser("")
+    parser.add_argument("--finetuning_options")
+    given = "--batch_size=8 --eval-interval 3"
+    assert parser.parse_args([f"--finetuning-options={given}"]).finetuning_options == given

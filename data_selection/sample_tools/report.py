@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = ArgumentParser("Compare chosen subsets of a pool with random ones, without labels.")
     add = parser.add_argument
     add("--feature_path", required=True, help=".npy of (n, d + 1), the label in the last column")
-    add("--no-labels", "--no_labels", action="store_true", help="--feature_path has no label column: (n, d)")
+    add("--no-labels", action="store_true", help="--feature_path has no label column: (n, d)")
     add("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
     add("--output_dir", default="report")
     beside = "what the subsets were chosen beside, JSON lists or CSVs (path,label): measured together with them"

@@ -41,7 +41,7 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     """Options of every selection script."""
     add = parser.add_argument
     add("--feature_path", default=feature_path, help=".npy of (n, d + 1), the label in the last column")
-    add("--no-labels", "--no_labels", action="store_true", help="--feature_path has no label column: (n, d)")
+    add("--no-labels", action="store_true", help="--feature_path has no label column: (n, d)")
     add("--output_dir", default="features")
     add("--filename", help="name of the JSON of chosen indices; derived from the options when not given")
     budget = parser.add_mutually_exclusive_group()
