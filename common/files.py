@@ -64,6 +64,12 @@ def check_given(paths: Iterable[str], what: str) -> None:
             raise InputError(f"{what} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raises InputError where a folder of images is not there."""
+    if not Path(folder).is_dir():
+        raise InputError(f"image folder {folder} is not there")
+
+
 def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
     """Raises InputError where a file that is to be written is a folder, or one of those that are read."""
     inputs = [Path(path) for path in inputs if Path(path).is_file()]

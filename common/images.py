@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from common.errors import InputError
-from common.files import kind_of_file
+from common.files import check_folder, kind_of_file
 from common.image_list import ListedImage, check_present, read_image_list
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def image_tree(root: Path, transform: Transform | None = None, loader: Loader = 
 
     Raises InputError when it is missing or holds no images.
     """
-    if not root.is_dir():
-        raise InputError(f"image folder {root} is not there")
+    check_folder(root)
     listed = [ListedImage(os.path.relpath(path, root), "") for path in images_below(str(root))]
     return ListedImages(root, listed, transform, loader).not_empty()
 
@@ -188,8 +187,7 @@ def class_folders(root: Path, transform: Transform | None = None, loader: Loader
     Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
     Raises InputError when the folder is missing, or has no class folders with an image.
     """
-    if not root.is_dir():
-        raise InputError(f"image folder {root} is not there")
+    check_folder(root)
     try:
         classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
         samples = [(path, label) for label, name in enumerate(classes) for path in images_below(str(root / name))]
@@ -211,8 +209,7 @@ def image_folder(root: Path, transform: Transform | None = None, loader: Loader 
 
     Raises InputError when it is missing, empty, or both at once (which images have labels could only be guessed).
     """
-    if not root.is_dir():
-        raise InputError(f"image folder {root} is not there")
+    check_folder(root)
     flat = flat_folder(root, transform, loader)
     subfolders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
     if flat.samples and subfolders:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, add_model_kwargs_option, number, run
 from common.errors import InputError
-from common.files import check_given, make_output_dir, scene_folder, scenes_name, split_folder
+from common.files import check_folder, check_given, make_output_dir, scene_folder, scenes_name, split_folder
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 
@@ -99,8 +99,7 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
     else:
         both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
         name, folder = root.resolve().name, split_folder(root, train) if both else root
-    if not folder.is_dir():  # said before any weights are downloaded
-        raise InputError(f"image folder {folder} is not there")
+    check_folder(folder)  # before any weights are downloaded
     return name, folder
 
 

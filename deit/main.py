@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import run
-from common.files import check_given
+from common.files import check_folder, check_given
 from deit.recipe_options import parse_args
 
 
@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     check_given(args.subset_ids, "--subset_ids")
     check_given([args.finetune, args.resume], "checkpoint")
+    check_given([*args.labels, args.val_labels or ""], "list of labels")
+    if not args.data_set.startswith("CIFAR"):  # which is downloaded
+        check_folder(args.data_path)
     from common.run_folder import run_trainer  # with torch and timm, seconds to load
     from deit.finetuning import finetune
 

@@ -5,21 +5,21 @@
     python experiments/bench_selection.py --startup
 
 Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
-machine that others use), and what a method adds to the memory of the features it is given; select holds a copy of them
-with unit rows. The ratios are those of the reference to select, of seconds and of CPU seconds. Imports and the reading
-of the features are not in the figures of a method; `process` is all of the first method's process, with them.
+machine that others use), and what a method adds at its peak to the memory of the libraries and of the features it is
+given; select holds a copy of them with unit rows. Imports and the reading of the features are not in the figures of a
+method; `process` is all of the first method's process, with them. The ratios are of the reference to select, in seconds
+and in CPU seconds, and of the reference's seconds to those of select's whole process.
 
 Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
 reference is timed over a few iterations and scaled to all of them.
 
---startup: how long each script takes to its help, and a selection of 28 of 1,437 x 96 features in all, as multiples of
-`import torch`.
+--startup: how long each script takes to its help or to an error before the work, and a selection of 28 of 1,437 x 96
+features in all, as multiples of `import torch`.
 """
 
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,7 +45,23 @@ SCRIPTS = [
     for file in sorted((ROOT / package).rglob("*.py"))
     if 'if __name__ == "__main__":' in file.read_text().splitlines()
 ]
-CPU_INFO = Path("/proc/cpuinfo")
+# What is found out before the work: files that are not there, options that do not go together.
+ERRORS = [
+    "data_selection/extract_feature.py --dataset Folder --data_path missing",
+    "data_selection/sample_tools/ActiveFT_CIFAR.py --feature_path missing.npy",
+    "data_selection/sample_tools/ActiveFT_ImageNet.py --feature_path missing.npy --percent 0",
+    "data_selection/sample_tools/baseline.py --method kmeans --feature_path missing.npy",
+    "data_selection/sample_tools/report.py --feature_path missing.npy --subset_ids missing.json",
+    "deit/main.py --data-set FOLDER --data-path missing",
+    "deit/main.py --data-set CIFAR10SUBSET --subset_ids missing.json",
+    "deit/main.py --data-set CSV --data-path . --labels missing.csv",
+    "deit/predict.py --checkpoint missing.pth --data_path .",
+    "segmenter/main.py --data-path missing",
+    "segmenter/predict.py --checkpoint missing.pth --data_path . --output masks",
+    "experiments/paper_table.py --dataset CIFAR10 --arch vit_small_patch14_dinov2.lvd142m",
+]
+CPU_INFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
+WARM_UP = 200, 10  # samples and budget of a run before the measured one: libraries load parts of themselves when used
 
 
 def generated_features(n: int, d: int = 384, clusters: int = 500, seed: int = 0) -> np.ndarray:
@@ -70,9 +86,15 @@ def load(feature_path: str | None, n: int) -> np.ndarray:
     return np.array(features[rows], dtype=np.float32)
 
 
-def peak_memory() -> float:
-    """MB of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+def resident(what: str) -> float:
+    """MB of this process: VmRSS, now, or VmHWM, the most since `forget_peak`. Not a number where there is no Linux."""
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:")), float("nan"))
+
+
+def forget_peak() -> None:
+    if STATUS.exists():
+        STATUS.with_name("clear_refs").write_text("5")
 
 
 def processor() -> str:
@@ -92,15 +114,18 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[
         from sklearn.cluster import KMeans
 
         features = features / np.linalg.norm(features, axis=1, keepdims=True)
-    candidates, settings = Candidates(len(features)), Settings(max_iter=iterations)
+    settings = Settings(max_iter=iterations)
     run_method = {
-        "select": lambda: select(features, k, max_iter=iterations, device="cpu"),
-        "reference": lambda: reference.optimise(read_pool(features, candidates), k, settings),
-        "kmeans": lambda: KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0).fit(features),
+        "select": lambda rows, k: select(rows, k, max_iter=iterations, device="cpu"),
+        "reference": lambda rows, k: reference.optimise(read_pool(rows, Candidates(len(rows))), k, settings),
+        "kmeans": lambda rows, k: KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0).fit(rows),
     }[method]
-    before, start, cpu_start = peak_memory(), time.perf_counter(), time.process_time()
-    run_method()
-    return [time.perf_counter() - start, time.process_time() - cpu_start, peak_memory() - before]
+    samples, budget = WARM_UP
+    run_method(features[:samples], min(budget, k))
+    forget_peak()
+    before, start, cpu_start = resident("VmRSS"), time.perf_counter(), time.process_time()
+    run_method(features, k)
+    return [time.perf_counter() - start, time.process_time() - cpu_start, resident("VmHWM") - before]
 
 
 def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> np.ndarray:
@@ -126,10 +151,12 @@ def cost(args: argparse.Namespace, method: str, n: int, k: int) -> np.ndarray:
     return scaled
 
 
-def seconds_of(*command: str) -> float:
-    """Of a Python process that must end well."""
+def seconds_of(*command: str, status: int = 0) -> float:
+    """Of a Python process that must end with this exit status."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != status:
+        raise InputError(f"{' '.join(command)} ended with exit status {done.returncode}: {done.stderr[-300:]}")
     return time.perf_counter() - start
 
 
@@ -138,10 +165,11 @@ def measure_startup(repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/pool.npy", np.pad(generated_features(1437, 96), [(0, 0), (0, 1)]))
         selection = f"--feature_path {folder}/pool.npy --number 28 --device cpu --output_dir {folder}".split()
-        commands = {f"{script} --help": (script, "--help") for script in SCRIPTS}
-        commands["28 of 1,437 images"] = (SELECTION_SCRIPT, *selection)
+        commands = {f"{script} --help": ((script, "--help"), 0) for script in SCRIPTS}
+        commands |= {command: (command.split(), 2) for command in ERRORS}
+        commands["28 of 1,437 images"] = (SELECTION_SCRIPT, *selection), 0
         times = [
-            (seconds_of("-c", "import torch"), [seconds_of(*command) for command in commands.values()])
+            (seconds_of("-c", "import torch"), [seconds_of(*words, status=end) for words, end in commands.values()])
             for _ in range(repeats)
         ]
     print(f"import torch: {statistics.median(torch for torch, _ in times):.2f} s; of that")
@@ -176,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     methods = [method for method in METHODS if method in args.methods]
     compared = {"select", "reference"} <= {*methods}
     titles = "".join(f"{title:>27}" for title in methods)
-    print(f"{'n':>8} {'k':>6}{titles} {'process':>9}" + f" {'ratio':>7} {'of CPU':>7}" * compared)
+    print(f"{'n':>8} {'k':>6}{titles} {'process':>9}" + f" {'ratio':>7} {'of CPU':>7} {'process':>8}" * compared)
     # n varies at the largest k, k at the largest n
     for n, k in sorted({(n, max(args.k)) for n in args.n} | {(max(args.n), k) for k in args.k}):
         # (repeats, methods, figures)
@@ -184,8 +212,9 @@ def main(argv: list[str] | None = None) -> None:
         shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, _ in np.median(costs, axis=0))
         line = f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s"
         if compared:
-            seconds, cpu = np.median(costs[:, methods.index("reference"), :2] / costs[:, 0, :2], axis=0)
-            line += f" {seconds:6.1f}x {cpu:6.1f}x"
+            of_reference, of_select = costs[:, methods.index("reference"), [0, 1, 0]], costs[:, 0, [0, 1, 3]]
+            seconds, cpu, process = np.median(of_reference / of_select, axis=0)
+            line += f" {seconds:6.1f}x {cpu:6.1f}x {process:7.1f}x"
         print(line, flush=True)
 
 

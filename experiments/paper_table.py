@@ -99,6 +99,11 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     given = {name: getattr(args, name) for name in ("data_path", "output_dir", "weights")}
     changes |= {name: path.resolve() for name, path in given.items() if path}  # commands run in other folders
     if args.arch:
+        if not args.weights and any(map(protocol.is_run, changes.get("readouts", protocol.readouts))):
+            raise InputError(
+                f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone: main.py downloads none; or "
+                "ask for --readouts linear knn alone"
+            )
         from data_selection.backbones import timm_name  # with timm, seconds to load
 
         changes |= {"arch": args.arch, "model": timm_name(args.arch), "weights": changes.get("weights")}
@@ -113,11 +118,6 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     if args.few_labels_options:
         recipe = f"--recipe few-labels {protocol.few_labels}"
         check_options("--few_labels_options", args.few_labels_options, recipe, protocol)
-    if args.arch and not args.weights and any(map(protocol.is_run, protocol.readouts)):
-        raise InputError(
-            f"--arch {args.arch} needs --pretrained_weights, its pretrained backbone: main.py downloads none; or ask "
-            "for --readouts linear knn alone"
-        )
     return protocol
 
 

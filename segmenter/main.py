@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "pyproject.toml").exists())))
 
 from common.command_line import run
-from common.files import check_given
+from common.files import check_folder, check_given
 from segmenter.recipe_options import parse_args
 
 
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     check_given(args.subset_ids, "--subset_ids")
     check_given([args.resume], "checkpoint")
+    check_folder(args.data_path)
     from common.run_folder import run_trainer  # with torch and timm, seconds to load
     from segmenter.finetuning import finetune
 

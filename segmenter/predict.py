@@ -16,7 +16,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
-from common.files import make_output_dir, write_json
+from common.files import check_folder, check_given, make_output_dir, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> Path:
     """Returns: the folder that was written into."""
     args = parse_args(argv)
+    check_given([args.checkpoint], "checkpoint")
+    check_folder(args.data_path)
     from common.images import image_folder, open_rgb  # with torch and timm, seconds to load
     from common.processes import amp_dtype_of, pick_device
     from common.run_folder import read_trained

@@ -7,29 +7,31 @@ from pathlib import Path
 import pytest
 
 from common.command_line import ArgumentParser, number, run
-from experiments.bench_selection import SCRIPTS
+from experiments.bench_selection import ERRORS, SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_TO_LOAD = ["torch._dynamo", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "datasets"]
-MODULES_AFTER_HELP = f"""
-import json, runpy, sys
+MODULES_AFTER = f"""
+import json, runpy, shlex, sys
 loaded = {{}}
-for script in sys.argv[1:]:
-    sys.argv = [script, "--help"]
+for command in sys.argv[1:]:
+    sys.argv = shlex.split(command)
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ending:
-        assert not ending.code
-    loaded[script] = [module for module in {SLOW_TO_LOAD} if module in sys.modules]
+        assert bool(ending.code) == ("--help" not in command), command
+    loaded[command] = [module for module in {SLOW_TO_LOAD} if module in sys.modules]
 print("\\n" + json.dumps(loaded))
 """
 
 
-def test_no_help_loads_a_library_that_is_slow_to_load():
+@pytest.mark.parametrize("commands", [[f"{script} --help" for script in SCRIPTS], ERRORS])
+def test_neither_help_nor_an_error_before_the_work_loads_a_library_that_is_slow_to_load(commands, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", MODULES_AFTER_HELP, *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == {script: [] for script in SCRIPTS}
+        [sys.executable, "-c", MODULES_AFTER, *(f"{ROOT}/{command}" for command in commands)],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == {f"{ROOT}/{command}": [] for command in commands}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
