@@ -1,5 +1,5 @@
-# make demo: the main job on real images, offline.  make table: the paper's table on them; stopped, it goes on when
-# called again.  make test: all tests, offline, on the CPU.
+# make demo: the main job on real images, offline.  make table: the paper's table on them; call it again to
+# continue after a stop.  make test: all tests, offline, on the CPU.
 # All make .venv from requirements.txt first; PYTHON chooses the Python it is made with.
 PYTHON ?= python3
 VENV := .venv

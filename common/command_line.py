@@ -65,8 +65,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     add("--output_dir", default="", help="where to write; nothing is written when empty")
-    add("--resume", default="", help="a pretrained backbone, or a checkpoint to go on from; a file or https://")
-    add("--auto-resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--resume", default="", help="a pretrained backbone, or a checkpoint to resume; a file or https://")
+    add("--auto-resume", action="store_true", help="resume the newest checkpoint in --output_dir, if there is one")
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
     add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
 

@@ -17,9 +17,9 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # C of the linear readout
 FOLDS = 5
 NEIGHBOURS = 20
 NEIGHBOUR_TAU = 0.07
-SPREAD_TAU = 0.2
-SPREAD_ALPHA = 0.9
-SPREAD_STEPS = 40  # alpha^40 is 1%
+PROPAGATION_TAU = 0.2
+PROPAGATION_ALPHA = 0.9
+PROPAGATION_STEPS = 40  # alpha^40 is 1%
 LEAST_PROBABILITY = 1e-6
 UNKNOWN_CLASS_LOGIT = -10.0  # e^-10 of the most probable class, and no loss that dwarfs all others
 
@@ -111,15 +111,15 @@ def _logistic_regression(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
 
 
-def weighted_neighbours(k: int, classes: int) -> KNeighborsClassifier:
+def weighted_neighbours(labelled: int, classes: int) -> KNeighborsClassifier:
     """20 nearest neighbours by cosine, weighted with exp(cosine / 0.07): DINO's readout (Caron et al., 2021).
 
-    Never more neighbours than a class has on average among the k labelled samples.
+    Never more neighbours than a class has on average among the labelled samples.
     Both numbers are fixed, not cross-validated as the linear readout's strength: published kNN readouts have them, and
     these are compared with those; and neighbours are there to show the features as they are, with nothing fitted.
     """
     weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
-    return KNeighborsClassifier(min(NEIGHBOURS, max(1, k // classes)), metric="cosine", weights=weights)
+    return KNeighborsClassifier(min(NEIGHBOURS, max(1, labelled // classes)), metric="cosine", weights=weights)
 
 
 def soft_labels(
@@ -133,12 +133,12 @@ def soft_labels(
     """
     by_readout = np.zeros((len(unlabelled), classes))
     by_readout[:, readout.classes_] = readout.predict_proba(unlabelled)
-    by_neighbours = spread_labels(np.concatenate([features, unlabelled]), labels, classes)[len(labels) :]
+    by_neighbours = propagate_labels(np.concatenate([features, unlabelled]), labels, classes)[len(labels) :]
     product = by_readout.clip(LEAST_PROBABILITY) * by_neighbours.clip(LEAST_PROBABILITY)
     return product / product.sum(axis=1, keepdims=True)
 
 
-def spread_labels(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def propagate_labels(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Probabilities (n, classes) for all samples, from the labels (k,) of the first k: label propagation.
 
     F <- alpha S F + (1 - alpha) Y, with S = D^-1/2 W D^-1/2 over the graph of 20 nearest neighbours (Zhou et al.,
@@ -148,15 +148,15 @@ def spread_labels(features: np.ndarray, labels: np.ndarray, classes: int) -> np.
     """
     neighbours = min(NEIGHBOURS, len(features) - 1)
     graph = kneighbors_graph(features, neighbours, mode="distance", metric="cosine")
-    graph.data = np.exp(-graph.data / SPREAD_TAU)
+    graph.data = np.exp(-graph.data / PROPAGATION_TAU)
     graph = graph + graph.T
     root = sparse.diags(np.asarray(graph.sum(axis=1)).ravel() ** -0.5)
     graph = root @ graph @ root
     known = np.zeros((len(features), classes))
     known[np.arange(len(labels)), labels] = 1
     known /= known.sum(axis=0).clip(1)
-    spread = known
-    for _ in range(SPREAD_STEPS):
-        spread = SPREAD_ALPHA * (graph @ spread) + (1 - SPREAD_ALPHA) * known
-    total = spread.sum(axis=1, keepdims=True)
-    return np.divide(spread, total, out=np.full_like(spread, 1 / classes), where=total > 0)
+    mass = known
+    for _ in range(PROPAGATION_STEPS):
+        mass = PROPAGATION_ALPHA * (graph @ mass) + (1 - PROPAGATION_ALPHA) * known
+    total = mass.sum(axis=1, keepdims=True)
+    return np.divide(mass, total, out=np.full_like(mass, 1 / classes), where=total > 0)

@@ -128,7 +128,7 @@ class RunFolder:
     def _keep_previous(self) -> None:
         """Move the checkpoints of the run before to `previous`, with a copy of its log and summary.
 
-        They wait in `.previous` until all are there: what is killed in between goes on the next time.
+        They wait in `.previous` until all are there: what is killed in between is finished the next time.
         """
         kept = [self.path / name for name in CHECKPOINTS if (self.path / name).is_file()]
         previous, unfinished = self.path / "previous", self.path / ".previous"

@@ -21,7 +21,7 @@ import numpy as np
 
 from common import VERSION
 from common.errors import InputError
-from common.feature_file import read_description
+from common.feature_file import read_description, read_features
 from common.files import atomic_file, read_json, write_json
 from common.image_list import labelled_images, notes_on
 from common.pool_paths import read_pool_paths
@@ -94,10 +94,11 @@ def provenance_file(subset: Path) -> Path:
 
 def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, Any]:
     """What a selection script was asked for, and a fingerprint of the pool (n, d) that it chooses from."""
+    names = labels = None
     try:
         names = names_checksum(read_pool_paths(args.feature_path, len(features)).paths)
-    except InputError:  # not known, as for CIFAR
-        names = None
+    except InputError:  # not known, as for CIFAR, whose images are told from others by their labels
+        labels = labels_checksum(read_features(args.feature_path, labels=not args.no_labels)[1])
     return {
         "command": shlex.join(["python", *sys.argv]),
         "options": json.loads(json.dumps(vars(args), default=str)),
@@ -110,6 +111,7 @@ def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, A
             "d": features.shape[1],
             "features": features_checksum(features),
             "names": names,
+            "labels": labels,
         },
     }
 
@@ -136,13 +138,18 @@ def read_provenance(subset: str | Path) -> dict[str, Any] | None:
 
 
 def note_on_pool(
-    subset: str | Path, indices: Sequence[int], n: int, names: Iterable[str] = (), features: np.ndarray | None = None
+    subset: str | Path,
+    indices: Sequence[int],
+    n: int,
+    names: Iterable[str] = (),
+    labels: Sequence[int] = (),
+    features: np.ndarray | None = None,
 ) -> str | None:
     """One line when this is not the pool that a subset was chosen from; None when it is, or nothing is known of it.
 
     Args:
-        n, names, features: of the pool at hand: its images, their paths in its folder, and its features (n, d), as far
-            as they are known.
+        n, names, labels, features: of the pool at hand: its images, their paths in its folder, or their labels where
+            they are no files, and its features (n, d), as far as they are known.
     """
     file, kept = provenance_file(Path(subset)), read_provenance(subset)
     if kept is None:
@@ -158,6 +165,9 @@ def note_on_pool(
         return f"{here}, of {images} images: this one has {n}"
     if listed and (names := list(names)) and listed != names_checksum(names):
         return f"{here}: the names of its {n} images differ from those of this one"
+    known = kept["pool"].get("labels")
+    if known and len(labels) and known != labels_checksum(labels):
+        return f"{here}: the labels of its {n} images differ from those of this one"
     if features is not None and (d, rows) != (features.shape[1], features_checksum(features)):
         return f"{subset} was chosen from other features than these (d {d} there, {features.shape[1]} here)"
     return None
@@ -187,6 +197,12 @@ def names_checksum(names: Iterable[str]) -> str:
     """Of images' file names and the folders that they are directly in; where the pool itself is does not matter."""
     ends = ("/".join(name.rsplit("/", 2)[-2:]) for name in names)
     return f"{crc32(os.fsencode(chr(0).join(ends))):08x}"
+
+
+def labels_checksum(labels: Sequence[int]) -> str | None:
+    """Of the label of each image, in order; None where one is not known (-1)."""
+    labels = np.asarray(labels, np.int64)
+    return None if labels.min() < 0 else f"{crc32(labels):08x}"
 
 
 def features_checksum(features: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """Training, the same in every trainer: the state of a run, and one update of its weights.
 
-All that a run changes is in the state, which is saved and taken up again to the bit. An update is micro-batches, mixed
+All that a run changes is in the state, which is saved, and resumed to the bit. An update is micro-batches, mixed
 precision, several processes, clipping.
 """
 
@@ -99,7 +99,7 @@ class TrainingState:
         })  # fmt: skip
 
     def resume(self, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
-        """Take up what `checkpoint` saved, but for the schedule, which may be longer now: step it to its place.
+        """Load what `checkpoint` saved, but for the schedule, which may be longer now: step it to its place.
 
         Raises InputError, with the difference, when it was saved by anything but the same run or a shorter one.
         """

@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself; "
         "with List a .csv (path, label) or .txt; with HF a Hugging Face data set: a folder, .parquet, or hub name",
     )
-    add("--no-labels", action="store_true", help="with Folder: every image below it, no folder a class")
+    add("--no-labels", action="store_true", help="with Folder: every image below it; folders are no classes")
     add("--image_column", help="with HF: the column of images, where there are several")
     add("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     add("--arch", default="vit_small", help=f"{', '.join(VITS)}, XCiT, resnet50: DINO's weights; any timm name: timm's")

@@ -135,8 +135,9 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         identity["val_images"] = describe_images(val)
     if args.data_set.endswith("SUBSET"):
         subsets = {path: read_subset_ids(path, len(train)) for path in args.subset_ids}
-        names = [path for path, _ in train.samples] if isinstance(train, ImageFiles) else []
-        notes += filter(None, (note_on_pool(path, ids, len(train), names) for path, ids in subsets.items()))
+        files = isinstance(train, ImageFiles)
+        pool = {"names": [path for path, _ in train.samples]} if files else {"labels": train.targets}
+        notes += filter(None, (note_on_pool(path, ids, len(train), **pool) for path, ids in subsets.items()))
         prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
         here = {"input_size": prepared.input_size, "mean": list(prepared.mean), "std": list(prepared.std)}
         notes += filter(None, (note_on_network(path, here) for path in subsets))
@@ -145,7 +146,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         train = Subset(train, list(listed))
         identity["subset"] = f"{len(listed)} images, checksum {checksum(str(index).encode() for index in listed)}"
     if args.unlabelled and not len(others):
-        notes.append("the pool has no images beside the labelled ones: --unlabelled has no effect")
+        notes.append("the pool has no unlabelled images: --unlabelled has no effect")
     elif args.unlabelled:
         drawn = np.random.default_rng(args.seed).permutation(len(others))[: args.unlabelled]
         others = Subset(others, sorted(drawn.tolist()))

@@ -208,7 +208,7 @@ def check_together(args: argparse.Namespace) -> None:
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard")
     if args.auto_resume and (args.eval or args.probe):
-        raise InputError("--auto-resume goes on training; with --eval or --probe give the checkpoint to --resume")
+        raise InputError("--auto-resume continues a training; with --eval or --probe give the checkpoint to --resume")
     if args.probe and not args.resume:
         raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
     if args.output_dir:

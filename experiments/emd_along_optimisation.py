@@ -1,7 +1,7 @@
 """Does the Earth Mover's Distance between chosen images and pool fall while ActiveFT optimises, as its theorem says?
 
     python experiments/emd_along_optimisation.py --feature_path experiments/output/digits/features/digits_train.npy \
-        --percent 2 5 --output_dir experiments/output/emd
+        --percent 2 5
 
 plots, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
 that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
@@ -32,6 +32,7 @@ from data_selection.activeft.prototypes import match_prototypes, random_samples
 from data_selection.activeft.selection import select
 from data_selection.evidence.measures import earth_movers_distance, random_part
 from data_selection.sample_tools.subset_command import budget_of, percentage
+from experiments.protocols import OUTPUT
 
 EVERY = 10  # iterations between two points of a curve
 CURVES = {"prototypes": "tab:gray", "images": "tab:blue"}
@@ -45,7 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", default=[0, 1, 2, 3, 4], type=seed_number)
     add("--max_iter", default=300, type=number(int, 1))
     add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")
-    add("--output_dir", default="emd")
+    add("--output_dir", type=Path, default=OUTPUT / "emd")
     add("--device", default="auto", help="auto is cuda, then mps, then cpu")
     return parser.parse_args(argv)
 
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> Path:
     content = {str(k): {name: values.tolist() for name, values in d.items()} for k, d in results.items()}
     write_json(folder / "emd_along_optimisation.json", {"iterations": iterations, "distances": content})
     plot(results, iterations, folder / "emd_along_optimisation.png")
-    print(f"wrote {folder / 'emd_along_optimisation.png'} and the numbers in it beside it")
+    print(f"wrote {folder / 'emd_along_optimisation.png'} and its numbers beside it")
     return folder / "emd_along_optimisation.png"
 
 

@@ -13,7 +13,7 @@ runs the documented commands, prints each, and writes into --output_dir table.md
 with its commands) and accuracy.png; for CIFAR, ImageNet and ADE20K the table shows the published numbers beside the
 measured ones. --dry_run prints the commands alone. On the digits, ActiveFT's 2% should come to about 77% finetuned.
 
-Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command goes on where it was: what is
+Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command continues: what is
 finished is not run again, a finetuning is resumed from its checkpoint. What was made with other options is made again.
 Of a finished finetuning log and accuracies are kept, its checkpoints are not.
 """
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Proto
     add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
     add("--model_kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
     add("--finetuning_options", default="", help='of main.py, published recipe: --finetuning_options="--epochs 300"')
-    add("--few_labels_options", default="", help="the same beside --recipe few-labels")
+    add("--few_labels_options", default="", help="the same, added to --recipe few-labels")
     add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
     args = parser.parse_args(argv)
@@ -153,9 +153,8 @@ def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
     count = jobs or len(gpus) or (1 if on_gpus else cores)
     share = max(1, cores // count)
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": more threads inside of threads
-    # Read when the commands' processes load torch and scikit-learn.
-    os.environ["OMP_NUM_THREADS"] = str(min(share, int(given)) if given.isdecimal() else share)
-    return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(count)]
+    threads = {"OMP_NUM_THREADS": str(min(share, int(given)) if given.isdecimal() else share)}
+    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
 
 
 def visible_gpus() -> list[str]:

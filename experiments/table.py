@@ -86,7 +86,7 @@ def cell_text(
         its = marked[budget][method]
         parts.append(measured(protocol, values, its.against_random, bold=its.best))
     if published := published_accuracy(protocol.published_as, readout, method, budget):
-        parts.append(f"({spread(*published)})")
+        parts.append(f"({plus_minus(*published)})")
     return " ".join(parts)
 
 
@@ -100,12 +100,12 @@ def difference_text(
 
 def measured(protocol: Protocol, values: Sequence[float], sign: str, plus: str = "", bold: bool = False) -> str:
     """Mean and spread, marked, and on how many seeds they rest where that is not all of them."""
-    text, done, seeds = spread(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds)
+    text, done, seeds = (plus_minus(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds))
     parts = [f"**{text}**" if bold else text, sign, f"[{done} of {seeds} seeds]" if done < seeds else ""]
     return " ".join(part for part in parts if part)
 
 
-def spread(mean: float, std: float | None, plus: str = "") -> str:
+def plus_minus(mean: float, std: float | None, plus: str = "") -> str:
     return f"{mean:{plus}.1f}" if std is None else f"{mean:{plus}.1f} ± {std:.1f}"
 
 

@@ -200,7 +200,7 @@ def test_a_confusion_matrix_counts_every_image_and_gives_the_accuracy_of_each_cl
     ("given", "message"),
     [
         (["--auto-resume"], "--auto-resume needs --output_dir"),
-        (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume goes on training"),
+        (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume continues a training"),
         (["--probe", "knn"], "--probe knn needs --resume"),
         (["--accum-steps", "0"], "0 must be at least 1"),
         (["--teacher-path", "T.pth"], "--teacher-path T.pth has no effect without --distillation-type"),

@@ -99,6 +99,25 @@ def test_training_on_images_of_other_names_is_said(feature_path, tmp_path):
     assert "the names of its 30 images differ" in said
 
 
+def test_a_pool_without_files_is_told_from_another_of_its_size_by_its_labels(tmp_path):
+    """CIFAR10 and CIFAR100 have 50,000 images each."""
+    table = mixture(N, D, clusters=3, spread=0.4)
+    table[:, -1] = np.arange(N) % 3
+    np.save(tmp_path / "CIFAR10_train.npy", table)
+    subset = select(tmp_path / "CIFAR10_train.npy")
+    assert note(subset, labels=[row % 3 for row in range(N)]) is None
+    assert note(subset, labels=[row % 5 for row in range(N)]).endswith(
+        "was chosen from another pool: the labels of its 30 images differ from those of this one"
+    )
+
+
+def test_unknown_labels_tell_nothing_of_a_pool(tmp_path):
+    table = mixture(N, D, clusters=3, spread=0.4)
+    table[:, -1] = -1
+    np.save(tmp_path / "CIFAR10_train.npy", table)
+    assert note(select(tmp_path / "CIFAR10_train.npy"), labels=[row % 5 for row in range(N)]) is None
+
+
 def test_segmentation_says_it_too(tmp_path, capsys):
     scenes = write_scenes(tmp_path / "scenes", 5, 2)
     np.save(tmp_path / "scenes_train.npy", mixture(5, D, clusters=2, spread=0.4))

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
 from common.images import ImageFiles
-from common.readouts import fit_readout, soft_labels, spread_labels
+from common.readouts import fit_readout, propagate_labels, soft_labels
 from deit.datasets import FinetuningData, build_datasets
 from deit.frozen_features import FrozenFeatures, head_and_soft_labels
 from deit.main import main
@@ -34,7 +34,7 @@ def test_labels_spread_to_the_cluster_that_they_lie_in():
     features, labels = clusters(per_class=40)
     _, known = np.unique(labels, return_index=True)  # one of each class
     order = np.concatenate([known, np.setdiff1d(np.arange(len(labels)), known)])
-    spread = spread_labels(features[order], labels[known], 3)
+    spread = propagate_labels(features[order], labels[known], 3)
     np.testing.assert_allclose(spread.sum(axis=1), 1)
     assert (spread.argmax(axis=1) == labels[order]).all()
 
@@ -54,12 +54,12 @@ def test_spreading_is_the_plain_iteration_over_the_dense_graph():
     known[[0, 1, 2, 3], labels] = 0.5, 0.5, 1, 1
     solved = np.linalg.solve(np.eye(30) - 0.9 * root @ weights @ root, 0.1 * known)  # what the iteration tends to
     expected = solved / solved.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(spread_labels(features, labels, 3), expected, atol=0.02)
+    np.testing.assert_allclose(propagate_labels(features, labels, 3), expected, atol=0.02)
 
 
 def test_a_sample_that_no_label_reaches_has_the_same_probability_for_all_classes():
     island = np.concatenate([np.eye(4)[[0] * 30], np.eye(4)[[1] * 30]])
-    assert (spread_labels(island, np.array([1]), 2)[30:] == 0.5).all()
+    assert (propagate_labels(island, np.array([1]), 2)[30:] == 0.5).all()
 
 
 def test_a_class_without_labels_gets_next_to_no_probability():

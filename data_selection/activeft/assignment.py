@@ -54,7 +54,7 @@ def nearest_of_all(features: Tensor, centres: Tensor, chunk: int | None = None) 
 
 
 def representatives(pool: Pool, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which of these distinct samples represents each one of this process: the most similar; a chosen one itself.
+    """Which of these distinct samples represents each sample of this process: the most similar; a chosen one itself.
 
     Returns: positions in `chosen` (m,), int64, and cosine similarities (m,), of unit rows.
     """

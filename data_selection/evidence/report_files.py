@@ -66,9 +66,9 @@ def write_report(args: argparse.Namespace) -> Path:
     held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
     check_map(args.map, min(n, args.map_samples))
     listed = read_pool_paths(args.feature_path, n) if paths_file(Path(args.feature_path)).is_file() else None
-    for note in (note_on_pool(of.path, of.chosen, n, listed.paths if listed else (), features) for of in subsets):
-        if note:
-            print(note)
+    names = listed.paths if listed else ()
+    for note in filter(None, (note_on_pool(of.path, of.chosen, n, names, features=features) for of in subsets)):
+        print(note)
     paths = listed.files() if listed else None
     thumbnail = drawn_images(listed, subsets) if listed else None
     pixels = read_pixel_classes(paths, args)

@@ -56,8 +56,8 @@ def baseline_parser() -> argparse.ArgumentParser:
     core = "core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget"
     add("--core_number", type=number(int, 2), help=core)
     add("--core_ids", help="JSON list of bilaf's core samples")
-    add("--core_method", choices=CORE_METHODS, help="what chooses bilaf's core; when not given, ActiveFT")
-    add("--neighbours", type=number(int, 1), help="of a sample, that give usl its density; when not given, 20")
+    add("--core_method", choices=CORE_METHODS, help="method that selects bilaf's core; when not given, ActiveFT")
+    add("--neighbours", type=number(int, 1), help="of a sample, for its density in usl; when not given, 20")
     add("--repulsion", type=number(float, 0), help="weight of usl's repulsion; when not given, 0.05")
     add("--alpha", type=number(float, above=0), help="usl's repulsion is 1 / distance^(2 alpha); when not given, 1")
     add("--rounds", type=number(int, 0), help="times that usl chooses anew; when not given, 2")

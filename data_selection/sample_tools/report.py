@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> Path:
     add("--no-labels", action="store_true", help="--feature_path has no label column: (n, d)")
     add("--subset_ids", required=True, nargs="+", help="JSON of chosen indices, one or more")
     add("--output_dir", default="report")
-    beside = "what the subsets were chosen beside, JSON lists or CSVs (path,label): measured together with them"
-    add("--labeled_ids", nargs="+", metavar="FILE", help=beside)
+    labeled = "what had labels before, JSON lists or CSVs (path,label): measured together with the subsets"
+    add("--labeled_ids", nargs="+", metavar="FILE", help=labeled)
     add("--labels", nargs="+", metavar="CSV", help="labels (path,label) to show with the images")
     add("--predictions", metavar="CSV", help="of deit/predict.py, to show with the images")
     add("--eval_feature_path", help="held-out features with labels, to measure accuracy on")

@@ -49,7 +49,7 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
     budget.add_argument("--number", type=number(int, 1), help="budget in images")
     nested = "several budgets in percent, as in 1,2,5: a subset for each, the smaller ones inside the larger"
     budget.add_argument("--nested", type=percentages, metavar="P,P,...", help=nested)
-    add("--labeled_ids", nargs="+", help="what has labels, JSON lists or CSVs (path,label): chosen beside the budget")
+    add("--labeled_ids", nargs="+", help="what has labels, JSON lists or CSVs (path,label), in addition to the budget")
     add("--exclude_ids", help="JSON list of samples never to choose; they still belong to the pool that is covered")
     alike = "of images that are so similar, choose one at most, and none like a labelled one; all stay covered"
     add("--drop_duplicates", type=number(float, above=0, maximum=1), metavar="COSINE", help=alike)

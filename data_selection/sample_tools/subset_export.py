@@ -25,7 +25,7 @@ LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--export_paths", action="store_true", help="write the chosen images' paths beside the JSON, one per line")
+    add("--export_paths", action="store_true", help="write the chosen images' paths next to the JSON, one per line")
     add("--export_csv", action="store_true", help="write path,label,represents to fill in, most representative first")
     add("--copy_images", metavar="DIR", help="copy the chosen images there, all into one folder")
     add("--export_tasks", choices=["label-studio"], help="write the chosen images as tasks that the tool imports")
