@@ -60,12 +60,12 @@ def test_bounding_vectors_give_upper_bounds_of_similarities():
 def test_nearest_is_exact_after_a_new_list():
     features, centres = clustered(500, 16), clustered(150, 16, seed=1)
     nearest_prototypes = NearestPrototypes(features, len(centres))
-    first_floor = None
     for call in range(6):
         assert_nearest(features, centres, *nearest_prototypes(centres))
-        first_floor = nearest_prototypes.floor if call == 1 else first_floor  # the second call makes the first list
+        if call == 1:  # which makes the first list
+            first_floor = nearest_prototypes.pairs.floor
         centres = clustered(150, 16, seed=2 + call)
-    assert not torch.equal(nearest_prototypes.floor, first_floor)
+    assert not torch.equal(nearest_prototypes.pairs.floor, first_floor)
 
 
 def test_nearest_is_exact_when_no_bound_tells_prototypes_apart():

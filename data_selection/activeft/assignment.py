@@ -78,77 +78,103 @@ class NearestPrototypes:
         self.features, self.chunk = features, chunk
         self.plain = features.device.type != "cpu" or min(len(features), k) <= FEW_PROTOTYPES
         self.centres: Tensor | None = None  # of the last call
-        self.axes: Tensor | None = None
-        self.rounding = features.shape[1] * 2**-23  # of a similarity of unit vectors, at most
+        self.nearest: Tensor | None = None  # of each sample, as far as the list knows (n,)
+        self.bounding: BoundingRows | None = None
+        self.pairs: PairList | None = None
 
     def __call__(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """a_i (n,), int64, the argmax over unit rows c_j (k, d) of f_i . c_j, and f_i . c_{a_i} (n,)."""
-        if self.plain or self.centres is None:
-            self.centres, self.work = centres, torch.inf
+        before, self.centres = self.centres, centres
+        if self.plain or before is None:
             self.nearest, similarity = nearest_of_all(self.features, centres, self.chunk)
             return self.nearest, similarity
-        steps = (centres - self.centres).norm(dim=1)  # (k,)
-        self.centres = centres
+        steps = (centres - before).norm(dim=1)  # (k,)
         starts = torch.arange(len(self.features) + 1)
         similarity = listed_similarities(self.features, centres, starts, self.nearest)
-        self._keep_list(steps, similarity)
-        nearest, similarity = self._best_listed(similarity)
-        rows = (similarity < self.floor).nonzero().squeeze(1)
-        if len(rows):
-            self.work += len(rows) * len(centres)
-            nearest = nearest.clone()  # what the list knows stays as it is
-            nearest[rows], similarity[rows] = nearest_of_all(self.features.index_select(0, rows), centres, self.chunk)
+        if self.pairs is None or not self.pairs.follow(centres, steps, self.nearest):
+            self.pairs = None  # before there are two
+            self.bounding = self.bounding or BoundingRows(self.features)
+            self.pairs = PairList(self.bounding, centres, steps, self.nearest, similarity, self.chunk)
+        self.nearest, similarity = self.pairs.best(centres, self.nearest, similarity)
+        rows = (similarity < self.pairs.floor).nonzero().squeeze(1)
+        if not len(rows):
+            return self.nearest, similarity
+        self.pairs.work += len(rows) * len(centres)
+        nearest = self.nearest.clone()  # what the list knows stays as it is
+        nearest[rows], similarity[rows] = nearest_of_all(self.features.index_select(0, rows), centres, self.chunk)
         return nearest, similarity
 
-    def _keep_list(self, steps: Tensor, similarity: Tensor) -> None:
-        """Prototypes have made steps (k,), to similarities (n,) with those that were the nearest: see to the list."""
-        n, k = len(self.features), len(steps)
-        if self.work < torch.inf:
-            self.path += steps
-            moved = (self.centres - self.listed_at).norm(dim=1) / self.reach
-            if not (moved > 1).any():
-                return
-            far = (moved > NEARLY).nonzero().squeeze(1)
-            self.work += n * (COST_OF_READING + COST_OF_LISTING * len(far))
-        if self.work <= COST_OF_LISTING * n * k:
-            is_far = torch.zeros(k, dtype=torch.bool).index_fill_(0, far, True)
-            self.bounds[is_far[self.columns]] = -torch.inf  # these pairs are out
-            self._list(far, steps)
-            return
-        if self.axes is None:
-            self.axes = principal_axes(self.features)
-            self.vectors = torch.ones(n, self.axes.shape[1] + 3)  # (n, e + 2): bounding, and 1, and -floor
-            for piece in chunks(n, ROWS_AT_A_TIME):
-                self.vectors[piece, :-2] = bounding(self.features[piece], self.axes)
-        self.work = 0  # since the list was made
+
+class BoundingRows:
+    """Unit rows (n, d) in their principal axes: vectors (n, e + 2) that end with 1 and with -floor of a list."""
+
+    def __init__(self, features: Tensor):
+        self.features, self.axes = features, principal_axes(features)
+        self.rounding = features.shape[1] * 2**-23  # of a similarity of unit vectors, at most
+        self.vectors = torch.ones(len(features), self.axes.shape[1] + 3)
+        for piece in chunks(len(features), ROWS_AT_A_TIME):
+            self.vectors[piece, :-2] = bounding(features[piece], self.axes)
+
+
+class PairList:
+    """The pairs of a sample and a prototype that could be the nearest, until prototypes have moved too far.
+
+    It is made when prototypes are at centres (k, d), to which they made their last steps (k,), and each sample has its
+    nearest one and the similarity to it (n,).
+    """
+
+    def __init__(
+        self, own: BoundingRows, centres: Tensor, steps: Tensor, nearest: Tensor, similarity: Tensor, chunk: int | None
+    ):
+        n, k = len(similarity), len(centres)
+        self.own, self.chunk, self.work = own, chunk, 0  # since the list was made
         self.floor = similarity - FALL
-        self.vectors[:, -1] = -self.floor
-        self.listed_at, self.reach, self.path = self.centres.clone(), torch.zeros(k), torch.zeros(k)
+        own.vectors[:, -1] = -self.floor
+        self.listed_at, self.reach, self.path = centres.clone(), torch.zeros(k), torch.zeros(k)
         self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # of the pairs on the list (p,)
         self.bounds = torch.empty(0)  # on similarity - path, (p,)
         sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
-        bounds = self.vectors[sampled, :-2] @ bounding(self.centres, self.axes).T  # (some, e) x (e, k) -> (some, k)
+        bounds = own.vectors[sampled, :-2] @ bounding(centres, own.axes).T  # (some, e) x (e, k) -> (some, k)
         iterations = (self.floor[sampled, None] - bounds) / speeds(steps)  # in which one could come above the floor
         pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
         wanted = min(pairs * len(iterations), iterations.numel())
         self.horizon = iterations.flatten().kthvalue(wanted).values.clamp_min(0)
-        self._list(torch.arange(k), steps)
+        self._add(torch.arange(k), centres, steps, nearest)
 
-    def _list(self, some: Tensor, steps: Tensor) -> None:
-        """Put all samples' pairs with some prototypes (m,) on the list, given the steps of all (k,)."""
+    def follow(self, centres: Tensor, steps: Tensor, nearest: Tensor) -> bool:
+        """Prototypes have made steps (k,): list those anew that are beyond their reach.
+
+        Returns: False where a new list would be cheaper.
+        """
+        n, k = len(self.floor), len(centres)
+        self.path += steps
+        moved = (centres - self.listed_at).norm(dim=1) / self.reach
+        if not (moved > 1).any():
+            return True
+        far = (moved > NEARLY).nonzero().squeeze(1)
+        self.work += n * (COST_OF_READING + COST_OF_LISTING * len(far))
+        if self.work > COST_OF_LISTING * n * k:
+            return False
+        is_far = torch.zeros(k, dtype=torch.bool).index_fill_(0, far, True)
+        self.bounds[is_far[self.columns]] = -torch.inf  # these pairs are out
+        self._add(far, centres, steps, nearest)
+        return True
+
+    def _add(self, some: Tensor, centres: Tensor, steps: Tensor, nearest: Tensor) -> None:
+        """Put all samples' pairs with some prototypes (m,) on the list, given where all are and their steps."""
         m = len(some)
-        centres, reach = self.centres[some], speeds(steps)[some] * self.horizon
+        centres, reach = centres[some], speeds(steps)[some] * self.horizon
         self.listed_at[some], self.reach[some] = centres, reach
-        vectors = F.pad(bounding(centres, self.axes), (0, 2), value=1.0)  # (m, e + 2): and what is added, and 1
-        vectors[:, -2] = reach + 4 * self.rounding
+        vectors = F.pad(bounding(centres, self.own.axes), (0, 2), value=1.0)  # (m, e + 2): and what is added, and 1
+        vectors[:, -2] = reach + 4 * self.own.rounding
         vectors = vectors.T.contiguous()
         beyond = reach + self.path[some]
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
         chunk = self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)
         # New ones for every chunk would leave holes in memory.
         buffer, flags = torch.empty(chunk, m), torch.empty(chunk * m, dtype=torch.bool)
-        for piece in chunks(len(self.features), chunk):
-            bounding_rows = self.vectors[piece]
+        for piece in chunks(len(self.floor), chunk):
+            bounding_rows = self.own.vectors[piece]
             # How far similarities would come above the floor: (chunk, e + 2) x (e + 2, m) -> (chunk, m)
             above = torch.mm(bounding_rows, vectors, out=buffer[: len(bounding_rows)]).view(-1)
             places = torch.gt(above, 0, out=flags[: len(above)]).nonzero().squeeze(1)
@@ -157,29 +183,28 @@ class NearestPrototypes:
             columns.append(some.index_select(0, column).int())
             bounds.append(above[places] + self.floor[piece][row] - beyond[column])
         self.rows, self.columns, self.bounds = torch.cat(rows), torch.cat(columns), torch.cat(bounds)
-        self.bounds[self.columns == self.nearest.int()[self.rows]] = -torch.inf  # computed in any case
+        self.bounds[self.columns == nearest.int()[self.rows]] = -torch.inf  # computed in any case
 
-    def _best_listed(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of the list for every sample and its similarity, given that to the one that was the nearest (n,)."""
+    def best(self, centres: Tensor, nearest: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest listed prototype of every sample and its similarity, given what was the nearest, and its (n,)."""
         bounds = self.path.index_select(0, self.columns).add_(self.bounds)
         broken = (bounds > similarity.index_select(0, self.rows)).nonzero().squeeze(1)  # (b,)
         rows, order = self.rows[broken].sort(stable=True)
         broken = broken[order]
         columns = self.columns[broken]
         starts = F.pad(torch.bincount(rows, minlength=len(similarity)).cumsum(0), (1, 0))
-        found = listed_similarities(self.features, self.centres, starts, columns)
-        self.bounds[broken] = found + (self.rounding - self.path[columns])
+        found = listed_similarities(self.own.features, centres, starts, columns)
+        self.bounds[broken] = found + (self.own.rounding - self.path[columns])
 
         best = similarity.scatter_reduce(0, rows.long(), found, "amax")
         better = ((found == best[rows]) & (found > similarity[rows])).nonzero().squeeze(1)
         better = better[rows[better].diff(prepend=rows.new_tensor([-1])) > 0]  # one of a sample
         broken, rows, columns = broken[better], rows[better].long(), columns[better].long()
         # On the list, what was the nearest changes places with what is.
-        before = self.nearest[rows]
+        before = nearest[rows]
         self.columns[broken] = before.int()
-        self.bounds[broken] = similarity[rows] + (self.rounding - self.path[before])
-        self.nearest = self.nearest.index_put((rows,), columns)
-        return self.nearest, best
+        self.bounds[broken] = similarity[rows] + (self.own.rounding - self.path[before])
+        return nearest.index_put((rows,), columns), best
 
 
 def speeds(steps: Tensor) -> Tensor:
