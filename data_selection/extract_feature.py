@@ -8,7 +8,8 @@
     torchrun --nproc_per_node=2 extract_feature.py --dataset ImageNet
 
 The first writes features/CIFAR10_train.npy, (50000, 384 + 1): one row per image in dataset order, not normalised, the
-label last; and features/CIFAR10_train.json, what the features are. About 25 images per second on two CPU cores.
+label last; and features/CIFAR10_train.json, what the features are. About 25 images per second on 2 cores of an Intel
+Xeon (AVX-512) in float32.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python experiments/bench_trainer.py
 
 Both make the same updates of the same network on the same images in one run, in turn; the figures are medians. `waits`
-is the share of the time here in which the training waits for its next batch; the rest is the mathematics of its updates.
+is the share of the time here in which the training waits for its next batch; the rest are the updates themselves.
 
 On 2 cores of an Intel server CPU, torch 2.15, in 15 minutes:
 
