@@ -24,6 +24,11 @@ from common.files import atomic_file, check_given, checksum, kind_of_file
 
 Weights = dict[str, Tensor]
 
+# The parts of a run's own checkpoint, and of what it says of its run.
+OWN = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 0, "update": 0, "losses": [], "last": {}, "best": {}}
+OWN |= {"args": {}, "run": {}}
+OF_A_RUN = {"classes": [], "mean": [], "std": [], "built_with": {}}
+
 # Classification heads (timm's and torchvision's names) and DINO's projection head; `head_dist` is DeiT's second head.
 HEADS = ("head.", "head_dist.", "fc.")
 # Parts that pretraining needs and nothing else: DINOv2's heads and mask, MAE's decoder.
@@ -63,7 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
-    return checkpoint
+    return _complete(checkpoint, path) if is_own_checkpoint(checkpoint) else checkpoint
 
 
 def download_checkpoint(url: str) -> dict[str, Any]:
@@ -105,6 +110,23 @@ def check_classes(run: dict[str, Any], source: str, classes: Sequence[str]) -> N
 def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
     """A run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
     return {"model", "optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys()
+
+
+def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A run's own checkpoint with the options as a dictionary, and with what the published code does not save, empty.
+
+    Raises InputError where a part of it is not what it should be.
+    """
+    args = checkpoint.get("args")
+    options = vars(args) if isinstance(args, argparse.Namespace) else args
+    saved = {**checkpoint, "args": options}
+    complete = OWN | {key: value for key, value in saved.items() if value is not None}
+    parts = [(key, complete[key], type(empty)) for key, empty in OWN.items()]
+    parts += [(key, complete["run"].get(key, empty), type(empty)) for key, empty in OF_A_RUN.items()]
+    for key, value, kind in parts:
+        if not isinstance(value, kind):
+            raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(value).__name__}")
+    return complete
 
 
 def network_weights(checkpoint: dict[str, Any], source: str, key: str = "teacher") -> Weights:

@@ -7,6 +7,7 @@ any moment leaves nothing that looks finished, and any number of processes can c
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zlib import crc32
 
@@ -39,7 +40,7 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
         raise InputError(f"feature file {path} is {'a folder' if path.is_dir() else 'not there'}{hint}")
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
         kind = kind_of_file(path) or ""
         reason = kind if kind and "(.npy)" not in kind else str(error).splitlines()[0]
         raise InputError(f"feature file {path} is no plain .npy array: {reason}") from None
@@ -66,6 +67,9 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
     return table[:, :-1], column.astype(np.int64)
 
 
+DESCRIBED = {"model", "weights", "feature", "d", "input_size", "interpolation", "mean", "std"}  # of features
+
+
 def description_file(feature_path: Path) -> Path:
     """Where it is written what the features are: model, weights, token, d, size, mean, std, interpolation."""
     return feature_path.with_suffix(".json")
@@ -75,7 +79,7 @@ def read_description(feature_path: str | Path) -> dict[str, Any] | None:
     """What the features of a file are, None where that is not known (features of another tool, say)."""
     path = description_file(Path(feature_path))
     described = read_json(path, "description of the features") if path.is_file() else None
-    return described if isinstance(described, dict) and "model" in described else None
+    return described if isinstance(described, dict) and described.keys() >= DESCRIBED else None
 
 
 def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str | None:

@@ -46,7 +46,7 @@ def read_image_list(path: str | Path, what: str = "image list") -> list[ListedIm
     if not text.strip():
         raise InputError(f"the {what} {path} is empty")
     if path.suffix.lower() == ".txt":
-        rows = [ListedImage(line.strip(), "") for line in text.splitlines()]
+        rows = [ListedImage(line.strip(), "") for line in text.split("\n")]
     elif path.suffix.lower() == ".json":
         rows = _label_studio(text, f"{what} {path}")
     else:
@@ -67,16 +67,21 @@ def read_image_list(path: str | Path, what: str = "image list") -> list[ListedIm
 def _csv(text: str, what: str) -> list[ListedImage]:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     columns = [name.strip().lower() for name in reader.fieldnames or ()]
     if "path" not in columns:
         raise InputError(f"the {what} has no column `path`; its columns are {', '.join(columns) or 'none'}")
+    if twice := next((name for name in ("path", *LABEL_COLUMNS) if columns.count(name) > 1), None):
+        raise InputError(f"the {what} has several columns `{twice}`: leave one of them")
     reader.fieldnames = columns
     label = next((name for name in LABEL_COLUMNS if name in columns), "")
     ours = next((name for name in OWN_COLUMNS if name in columns), "")
     rows = []
     try:
         for row in reader:
+            if any(row.get(None, ())):
+                more = f"has more fields than there are columns ({separator.join(row[None])!r}): is a quote missing?"
+                raise InputError(f"the {what} cannot be read: line {reader.line_num} {more}")
             written = bool((row.get(ours) or "").strip())  # by a script: a space beside the name is part of it
             path = (row["path"] or "") if written else (row["path"] or "").strip()
             added = ours == "represents" and not written

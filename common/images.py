@@ -6,6 +6,7 @@ Whatever a file holds, an image is 8-bit RGB, or an error of one line.
 import contextlib
 import io
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.files import check_folder, kind_of_file
-from common.image_list import ListedImage, check_present, read_image_list
+from common.image_list import ListedImage, check_present, place_of, read_image_list
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10, CIFAR100
@@ -52,6 +53,8 @@ def open_rgb(
         InputError, naming the file, when it cannot be decoded or its pixel values have no known scale.
     """
     try:
+        if content is None and not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"it is no file; {REPAIR}")  # to read a pipe, say, waits for ever
         with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
             if at_least:
                 image.draft(None, (at_least, at_least))
@@ -136,6 +139,9 @@ def image_list(path: Path, transform: Transform | None = None, loader: Loader = 
     """The images of a .csv or .txt, relative to its folder. Raises InputError when one of them is not there."""
     images = ListedImages(path.parent, read_image_list(path), transform, loader)
     check_present((Path(file) for file, _ in images.samples), str(path))
+    image, times = Counter(place_of(file) for file, _ in images.samples).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path} lists {image} {times} times, by different paths: leave one of them")
     return images
 
 
@@ -155,12 +161,24 @@ def images_below(folder: str) -> list[str]:
 
 
 def walk(folder: str) -> list[tuple[str, list[str]]]:
-    """A folder and all those below it but hidden ones, in one order, with the names of their files, sorted."""
-    found = []
+    """A folder and all those below it but hidden ones, in one order, with the names of their files, sorted.
+
+    A link to a folder that it is in, which would be walked for ever, is left out.
+    """
+    found, above = [], {folder: {identity(folder)}}  # of each folder, and those that it is in
     for inside, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = (name for name in subfolders if not is_hidden(name))
+        own = above.pop(inside)
+        paths = {name: os.path.join(inside, name) for name in subfolders if not is_hidden(name)}  # noqa: PTH118
+        subfolders[:] = (name for name, path in paths.items() if identity(path) not in own)
+        above |= {paths[name]: own | {identity(paths[name])} for name in subfolders}
         found.append((inside, sorted(files)))
     return sorted(found)
+
+
+def identity(folder: str) -> tuple[int, int]:
+    """What a folder is, by whatever path it is reached."""
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
 
 
 def note_on_other_formats(folder: Path) -> str | None:

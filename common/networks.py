@@ -26,6 +26,10 @@ from common.errors import InputError
 
 HUB = "hf-hub:"
 TIMEOUT = 10  # seconds
+# Keywords of timm.create_model that are about weights: it would read what they name.
+NO_OVERRIDES = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+)  # fmt: skip
 PUBLISHED_INPUT_SIZE = 224
 # DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
 PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
@@ -88,6 +92,9 @@ def create_network(
     """
     config = model_config(name)
     kwargs = dict(model_kwargs or {})
+    for key in kwargs:
+        if key in NO_OVERRIDES:  # a checkpoint's, too, which may be a stranger's
+            raise InputError(f"{key} in --model-kwargs is about weights, not the network: they have their own option")
     if config.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:

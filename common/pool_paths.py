@@ -86,7 +86,10 @@ def pool_images(root: Path, pool: Any) -> list[PoolImage] | None:
     """The images of a data set, below a folder, in the order of its `samples` (path, label); None without any files."""
 
     def stamp(path: str, label: int) -> PoolImage:
-        status = Path(path).stat()
+        try:
+            status = Path(path).stat()
+        except OSError as error:  # a link to what is not there
+            raise InputError(f"cannot read the image {path}: {error.strerror}; repair or remove it") from None
         return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
 
     return [stamp(path, label) for path, label in pool.samples] if hasattr(pool, "samples") else None
@@ -99,23 +102,24 @@ def paths_file(feature_path: Path) -> Path:
 
 def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     """The n images of a feature file. Raises InputError when there is no list of them, or one of another length."""
-    source = paths_file(Path(feature_path))
-    if not source.is_file():
+    file = paths_file(Path(feature_path))
+    if not file.is_file():
         raise InputError(
-            f"{source} is not there: image paths are known for --dataset Folder, List, HF, ImageNet and ADE20K"
+            f"{file} is not there: image paths are known for --dataset Folder, List, HF, ImageNet and ADE20K"
         )
-    listed = read_json(source, "list of image paths")
+    listed = read_json(file, "list of image paths")
     listed = listed if isinstance(listed, dict) else {}
     root, paths = listed.get("root"), listed.get("paths")
-    sizes, classes = listed.get("sizes", []), listed.get("classes", [])
+    sizes, classes, source = listed.get("sizes", []), listed.get("classes", []), listed.get("source")
     if (
-        not isinstance(paths, list)
+        not all(isinstance(each, list) for each in (paths, sizes, classes))
+        or not isinstance(source, dict | None)
         or len(paths) != n
         or not all(isinstance(name, str) for name in (root, *paths, *classes))
         or len(sizes) not in (0, n)
     ):
-        raise InputError(f"{source} does not list the {n} images of {feature_path}: extract the features again")
-    return PoolPaths(root, paths, sizes, classes, listed.get("source"))
+        raise InputError(f"{file} does not list the {n} images of {feature_path}: extract the features again")
+    return PoolPaths(root, paths, sizes, classes, source)
 
 
 def numbered_alike(feature_path: str | Path, other_path: str | Path, labels: np.ndarray) -> np.ndarray:

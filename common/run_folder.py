@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
-from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, read_checkpoint, write_checkpoint
+from common.checkpoints import (
+    check_classes,
+    check_finite,
+    fetch_checkpoint,
+    is_own_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from common.errors import InputError
 from common.files import atomic_file, locked
 from common.processes import Interruption, Processes, Result, launched
@@ -43,8 +50,8 @@ def newest_checkpoint(
     for path in (folder / name for name in CHECKPOINTS):
         try:
             if path.exists() and is_own_checkpoint(checkpoint := read_checkpoint(path)):
-                same = not differences(checkpoint.get("run", {}), run or {})
-                found.append((same, checkpoint["epoch"], checkpoint.get("update", 0), checkpoint, str(path)))
+                same = not differences(checkpoint["run"], run or {})
+                found.append((same, checkpoint["epoch"], checkpoint["update"], checkpoint, str(path)))
         except InputError as error:
             unreadable.append(str(error))
     if unreadable and not found:
@@ -69,12 +76,12 @@ def read_trained(
     checkpoint = fetch_checkpoint(source)
     if not is_own_checkpoint(checkpoint):
         raise InputError(f"{source} is no checkpoint of {script}, but weights alone: what are its model and classes?")
-    run, options = checkpoint.get("run") or {}, checkpoint["args"]
+    run, options = checkpoint["run"], argparse.Namespace(**checkpoint["args"])
     if not run.get("classes"):
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
     if classes is not None:
         check_classes(run, source, classes)
-    options = options if isinstance(options, argparse.Namespace) else argparse.Namespace(**options)
+    check_finite(checkpoint["model"], source)
     try:
         model = build(options, run)
         model.load_state_dict(checkpoint["model"])
@@ -117,9 +124,9 @@ class RunFolder:
         if fresh:
             self._keep_previous()
         (self.path / "summary.json").unlink(missing_ok=True)  # of the run before, until this one has its own
-        lines = self.log_path.read_text().splitlines(keepends=True) if self.log_path.is_file() else []
+        log = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
         with atomic_file(self.log_path) as temporary:
-            temporary.write_text("".join(line for line in lines if _is_before(line, counter, start)))
+            temporary.write_text("".join(line for line in log.splitlines(True) if _is_before(line, counter, start)))
         if getattr(args, "tensorboard", False):
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
@@ -234,7 +241,7 @@ def plot_curves(
 
 def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
     """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to load
 
     shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
     side = min(14, 3 + 0.35 * len(classes))
@@ -243,8 +250,9 @@ def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) 
     figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= MOST_NAMED_CLASSES:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        names = [name.encode(errors="replace").decode() for name in classes]  # names in any encoding
+        axis.set_xticks(range(len(classes)), names, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(classes)), names, parse_math=False)
     save_figure(figure, picture)
 
 

@@ -84,12 +84,12 @@ def is_image_list(path: str) -> bool:
 
 def losses_file(subset: Path) -> Path:
     """Where the loss of every iteration that led to a subset is kept, one per line."""
-    return subset.with_name(f"{subset.stem}_losses.txt")
+    return subset.with_name(f"{subset.name.removesuffix('.json')}_losses.txt")
 
 
 def provenance_file(subset: Path) -> Path:
     """Where the provenance of a subset is kept: JSON, by its suffix told apart from a subset."""
-    return subset.with_name(f"{subset.stem}_provenance.txt")
+    return subset.with_name(f"{subset.name.removesuffix('.json')}_provenance.txt")
 
 
 def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, Any]:
@@ -118,6 +118,7 @@ def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, A
 
 def write_subset(path: Path, indices: list[int], losses: Sequence[float], provenance: dict[str, Any]) -> None:
     """Write the chosen indices as one JSON list, after what stands beside it: losses, if any, and the provenance."""
+    losses_file(path).unlink(missing_ok=True)  # of another run that had this name
     if losses:
         with atomic_file(losses_file(path)) as temporary:
             temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))

@@ -103,7 +103,7 @@ class TrainingState:
 
         Raises InputError, with the difference, when it was saved by anything but the same run or a shorter one.
         """
-        changed = differences(checkpoint.get("run") or _run_of_old(checkpoint.get("args", {})), run)
+        changed = differences(checkpoint["run"] or _run_of_old(checkpoint["args"]), run)
         if changed:
             advice = "choose another --output_dir, or the options of that run (only its length may grow)"
             raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
@@ -111,20 +111,19 @@ class TrainingState:
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            if "plateau" in checkpoint["lr_scheduler"]:  # the one schedule that is no function of the place in the run
+                self.lr_scheduler.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"]["plateau"])
+                self.lr_scheduler.restore_lr = checkpoint["lr_scheduler"]["restore_lr"]
+            if checkpoint.get("scaler") and self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint["scaler"])
+            if self.model_ema:
+                self.model_ema.module.load_state_dict(checkpoint.get("model_ema") or checkpoint["model"])
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {source} is of a run with another model or optimizer: {reason}") from None
-        if "plateau" in checkpoint["lr_scheduler"]:  # the one schedule that is no function of the place in the run
-            self.lr_scheduler.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"]["plateau"])
-            self.lr_scheduler.restore_lr = checkpoint["lr_scheduler"]["restore_lr"]
-        if checkpoint.get("scaler") and self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        if self.model_ema:
-            self.model_ema.module.load_state_dict(checkpoint.get("model_ema") or checkpoint["model"])
-        self.last, self.best = checkpoint.get("last", {}), checkpoint.get("best", {})
+            raise InputError(f"checkpoint {source} is damaged, or of another model or optimizer: {reason}") from None
+        self.last, self.best, self.losses = checkpoint["last"], checkpoint["best"], checkpoint["losses"]
+        self.epoch, self.update = checkpoint["epoch"] + 1, checkpoint["update"]
         self.soft_labels = checkpoint.get("soft_labels")
-        self.epoch = checkpoint["epoch"] + 1
-        self.update, self.losses = checkpoint.get("update", 0), checkpoint.get("losses", [])
 
     def _schedule(self) -> dict[str, Any]:
         state = self.lr_scheduler.state_dict()
@@ -144,9 +143,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _run_of_old(args: argparse.Namespace | dict[str, Any]) -> dict[str, Any]:
+def _run_of_old(args: dict[str, Any]) -> dict[str, Any]:
     """What checkpoints of the published code, which do not say what run they are of, tell of it."""
-    args = args if isinstance(args, dict) else vars(args)
     return {name: str(args[name]).lower() for name in ("opt", "model") if name in args}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import download_checkpoint, fetch_checkpoint, load_pretrained, network_weights
+from common.checkpoints import download_checkpoint, fetch_checkpoint, load_pretrained, network_weights, weights_checksum
 from common.errors import InputError
 from common.networks import (
     HUB,
@@ -95,7 +95,8 @@ class Backbone:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.model} cannot take images of {size}x{size}: {reason}") from None
         named = {"model": self.model, "weights": self.weights, "feature": self.feature_kind(), "d": d}
-        return named | self.preprocessing.described()
+        checksum = weights_checksum(self.network.state_dict())
+        return named | self.preprocessing.described() | {"weights_checksum": checksum}
 
 
 def timm_name(arch: str) -> str:

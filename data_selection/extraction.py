@@ -11,7 +11,6 @@ import torchvision.transforms as T
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from common.checkpoints import weights_checksum
 from common.errors import InputError
 from common.feature_file import (
     FeatureFile,
@@ -81,14 +80,14 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
             pool = build_pool(args, root, prepared.input_size, prepared.interpolation)
         described = backbone.describe()
         stamps = pool_images(folder_of(root), pool) if processes.is_main else None
-        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, backbone, pool), stamps)
+        file = FeatureFile(path, len(pool), described["d"], fingerprint(args, described, pool, root), stamps)
         if args.dataset == "Folder" and processes.is_main and (note := note_on_other_formats(root)):
             processes.report(note)
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
         if args.resume and path.is_file() and not unfinished(path).is_file():
-            processes.from_main(lambda: check_finished(file, described))
+            processes.from_main(lambda: check_finished(file, described, root))
             processes.report(f"{path} is finished: nothing to resume; without --resume it is extracted again")
             return
         processes.from_main(lambda: file.prepare(args.resume))
@@ -100,9 +99,10 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
             finish(file, pool, root, described)
 
 
-def check_finished(file: FeatureFile, described: dict[str, Any]) -> None:
+def check_finished(file: FeatureFile, described: dict[str, Any], root: Path) -> None:
     """Raises InputError when a finished feature file is of other images, or other features, than it would be now."""
-    n = len(read_features(file.path)[0])
+    features, labels = read_features(file.path)
+    n = len(features)
     differs = difference(described, read_description(file.path))
     if n != file.shape[0]:
         differs = f"{n} images instead of {file.shape[0]}"
@@ -110,7 +110,12 @@ def check_finished(file: FeatureFile, described: dict[str, Any]) -> None:
         before = read_pool_paths(file.path, n)
         same_paths = before.paths == [image.path for image in file.images]
         same_sizes = not before.sizes or before.sizes == [image.size for image in file.images]
-        differs = None if same_paths and same_sizes else "other images"
+        if before.root != str(folder_of(root).resolve()):
+            differs = f"the images of {before.root}"
+        elif not (same_paths and same_sizes):
+            differs = "other images"
+        elif labels.tolist() != [image.label for image in file.images]:
+            differs = "other labels"
     if differs:
         raise InputError(f"--resume: {file.path} is finished, and has {differs}: leave --resume out to extract it anew")
 
@@ -120,13 +125,13 @@ def folder_of(root: Path) -> Path:
     return root.parent if root.is_file() else root
 
 
-def fingerprint(args: argparse.Namespace, backbone: Backbone, pool: Dataset) -> dict[str, Any]:
-    """What the features depend on beside the images: an extraction is continued only if all of it is unchanged."""
+def fingerprint(args: argparse.Namespace, described: dict[str, Any], pool: Dataset, root: Path) -> dict[str, Any]:
+    """What the features depend on: an extraction is continued only if all of it is unchanged."""
     options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
-    images = backbone.preprocessing.described()
-    if hasattr(pool, "identity"):  # images that are no files
-        images["images_of"] = pool.identity
-    return {**options, **images, "weights": weights_checksum(backbone.network.state_dict())}
+    images_of = getattr(pool, "identity", None)  # of images that are no files
+    if hasattr(pool, "samples"):
+        images_of = str(folder_of(root).resolve())
+    return {**options, **described, **({"images_of": images_of} if images_of else {})}
 
 
 def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:

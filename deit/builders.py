@@ -134,6 +134,11 @@ def build_recipe(
 ) -> Recipe:
     """The loss and all that surrounds it. Loads the teacher where there is one."""
     mixup = None
+    if args.cutmix_minmax:
+        least, most = (int(share * input_size(args)) for share in args.cutmix_minmax)
+        if least >= most:
+            given = "{:g} {:g}".format(*args.cutmix_minmax)
+            raise InputError(f"--cutmix-minmax {given}: the second must be above the first by a pixel at least")
     if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
         mixup = Mixup(
             mixup_alpha=args.mixup,
@@ -148,7 +153,7 @@ def build_recipe(
     teacher = None
     if args.distillation_type != "none":
         checkpoint = fetch_checkpoint(args.teacher_path)
-        kwargs = dict(checkpoint.get("run", {}).get("built_with", {})) if is_own_checkpoint(checkpoint) else {}
+        kwargs = dict(checkpoint["run"].get("built_with", {})) if is_own_checkpoint(checkpoint) else {}
         kwargs.pop("img_size", None)
         teacher = create_network(args.teacher_model, nb_classes, input_size(args), kwargs)
         weights = network_weights(checkpoint, args.teacher_path)

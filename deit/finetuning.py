@@ -29,6 +29,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         processes.report(note)
     model = models.build_model(args, len(data.classes))
     weights, own_checkpoint = models.load_weights(args, model, data.classes)
+    if weights == "none":
+        processes.report("note: neither --resume nor --finetune is given: the network starts from random weights")
     model.to(processes.device)
     frozen = args.freeze == "backbone"
     head = models.linear_head(args, model) if frozen or args.head_init == "linear" else None
@@ -43,9 +45,13 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         amp_dtype=amp_dtype,
         sharded=args.dist_eval,
     )
+    confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64) if args.confusion_matrix else None
     if args.eval:
-        result = evaluate_now(model)
+        result = evaluate_now(model, confusion=confusion)
         processes.report(f"{len(data.val)} images: {describe(result)}")
+        if confusion is not None and processes.is_main:
+            plot_confusion_matrix(confusion, data.classes, Path(args.output_dir) / "confusion_matrix.png")
+            processes.report(f"wrote {args.output_dir}/confusion_matrix.png")
         return {"last": {"test": result}}
     features_of = FrozenFeatures(model, processes.device, args.batch_size, amp_dtype, args.num_workers)
     readout = None
@@ -82,7 +88,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             processes.report(f"soft labels of {len(soft_labels)} unlabelled images: {sure}")
     state = builders.build_state(args, model, plan)
     if own_checkpoint:
-        models.check_pooling(*own_checkpoint, model)
+        models.check_network(*own_checkpoint, model)
         state.resume(*own_checkpoint, run)
         if (state.soft_labels is not None) != (len(data.unlabelled) > 0):
             what = f"checkpoint {own_checkpoint[1]} is of another run"
@@ -144,8 +150,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     summary = {"last": state.last, "best": state.best, "epochs": n_epochs, "images": len(data.train)}
     if len(data.unlabelled):
         summary["unlabelled"] = len(data.unlabelled)
-    if args.confusion_matrix:
-        confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    if confusion is not None:
         evaluate_now(model, confusion=confusion)
         summary["per_class_acc1"] = {
             name: 100 * row[label].item() / row.sum().item() if row.any() else None  # None: no image to evaluate
@@ -155,11 +160,11 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder.path:
+        write_json(folder.path / "summary.json", summary, indent=2)
         scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
         plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")
-        if args.confusion_matrix:
+        if confusion is not None:
             plot_confusion_matrix(confusion, data.classes, folder.path / "confusion_matrix.png")
-        write_json(folder.path / "summary.json", summary, indent=2)
         processes.report(f"wrote checkpoints, log.txt, summary.json and curves.png to {folder.path}")
     return summary
 

@@ -19,6 +19,7 @@ from common.checkpoints import (
 )
 from common.errors import InputError
 from common.networks import averages_beside_class_token, create_network, input_size
+from common.training import differences
 
 # When DeiT was published, timm had the dropout of its ViTs after the embedding and in the blocks, not before the head.
 PUBLISHED_DROPOUT = re.compile(r"(vit|deit)_(tiny|small|base)(_distilled)?_patch\d+_(224|384)")
@@ -75,10 +76,10 @@ def load_weights(
     for source in filter(None, (args.finetune, args.resume)):
         checkpoint = fetch_checkpoint(source)
         if is_own_checkpoint(checkpoint) and source == args.resume and not (args.eval or args.probe):
-            return checkpoint.get("run", {}).get("weights"), (checkpoint, source)
+            return checkpoint["run"].get("weights"), (checkpoint, source)
         if args.eval and source == (args.resume or args.finetune):
             check_classes(checkpoint.get("run", {}), source, classes)
-            check_pooling(checkpoint, source, model)
+            check_network(checkpoint, source, model)
         weights = network_weights(checkpoint, source)
         loaded.append(weights_checksum(weights))
         fresh = load_pretrained(model, weights, source)
@@ -87,13 +88,19 @@ def load_weights(
     return " and ".join(loaded) or "none", None
 
 
-def check_pooling(checkpoint: dict[str, Any], source: str, model: nn.Module) -> None:
-    """Raises InputError where a run's own checkpoint is of a head that saw another feature than the model's does."""
+def check_network(checkpoint: dict[str, Any], source: str, model: nn.Module) -> None:
+    """Raises InputError where a run's own checkpoint is of a network that was built or given images in another way."""
     if not is_own_checkpoint(checkpoint):
         return
-    args = checkpoint.get("args", {})
-    kwargs = (args if isinstance(args, dict) else vars(args)).get("model_kwargs", {})
-    trained = checkpoint.get("run", {}).get("built_with", kwargs)  # version 1.1 added nothing to the user's
-    theirs, ours = (keywords.get("global_pool", "avg") for keywords in (trained, model.built_with))
-    if theirs != ours:
-        raise InputError(f"{source} was trained with another feature: add global_pool={theirs} to --model-kwargs")
+    run, kwargs = checkpoint["run"], checkpoint["args"].get("model_kwargs")  # version 1.1 added nothing to the user's
+    trained, ours = run.get("built_with", kwargs), model.built_with
+    pooling, our_pooling = (keywords.get("global_pool", "avg") for keywords in (trained or {}, ours))
+    if pooling != our_pooling:
+        raise InputError(f"{source} was trained with another feature: add global_pool={pooling} to --model-kwargs")
+    # The published code has no keywords. To another img_size position embeddings are interpolated.
+    keys = {*trained, *ours} - {"img_size", "global_pool"} if trained is not None else ()
+    theirs = {key: trained.get(key) for key in keys} | {key: run[key] for key in ("mean", "std") if key in run}
+    mean, std = model.statistics
+    changed = differences(theirs, {key: ours.get(key) for key in keys} | {"mean": mean, "std": std})
+    if changed:
+        raise InputError(f"{source} was trained with another --model or --model-kwargs: {'; '.join(changed)}")

@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> Path:
     with launched(args.device) as processes, ExitStack() as held:
         model, options, trained = read_trained(args.checkpoint, "deit/main.py", build)
         classes, size = trained["classes"], input_size(options)
+        if len(trained.get("std", ())) != 3 or len(trained.get("mean", ())) != 3 or not all(trained["std"]):
+            raise InputError(f"checkpoint {args.checkpoint} does not say how its images were normalised")
         if len(classes) < 2:
             raise InputError(f"checkpoint {args.checkpoint} knows only {classes[0]!r}: there is nothing to predict")
         with processes.main_first():

@@ -16,6 +16,7 @@ PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
 PUBLISHED_EPOCHS = 1000
+MOST_NOISE = 1000  # of the learning rate, as a multiple of its limit
 # What --recipe few-labels changes of the published recipe. Settled on random subsets of CIFAR-10 and the digits, with
 # other seeds than those of any table (experiments/README.md). The least crop of large images is not measured.
 FEW_LABELS = {
@@ -52,7 +53,7 @@ NO_INFLUENCE = (
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Finetune a pretrained network on the chosen images.")
     natural, whole, on_or_off = number(int, 1), number(int, 0), argparse.BooleanOptionalAction
-    share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
+    share, positive, not_negative = number(float, 0, 1), number(float, above=0, maximum=1e30), number(float, 0, 1e30)
 
     group = parser.add_argument_group("run")
     add_run_options(group)
@@ -70,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-interval", default=1, type=natural, help="epochs between checkpoints; the last and the best are saved")
     add("--eval", action="store_true", help="evaluate only")
     add("--probe", choices=["linear", "knn"], help="do not finetune: fit a readout of the frozen features of --resume")
-    add("--confusion-matrix", action="store_true", help="draw it after the last epoch, with the accuracy per class")
+    add("--confusion-matrix", action="store_true", help="draw it after the last epoch, or with --eval")
     add("--tensorboard", action="store_true", help="write TensorBoard's files as well")
     add("--dist-eval", action="store_true", help="divide the evaluation among the processes")
     add("--eval_interval", default=1, type=natural, help="epochs between evaluations; the last is evaluated")
@@ -109,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", default=PUBLISHED_LR, type=positive, help="for 512 images per update; scaled with their number")
     add("--lr-noise", type=share, nargs="+", metavar="SHARE", help="on and off points, as shares of the epochs")
     add("--lr-noise-pct", default=0.67, type=positive)
-    add("--lr-noise-std", default=1.0, type=positive)
+    add("--lr-noise-std", default=1.0, type=positive, help="drawn again until it is below --lr-noise-pct")
     add("--warmup-lr", default=1e-6, type=not_negative)
     add("--min-lr", default=1e-5, type=not_negative)
     add("--decay-epochs", default=30, type=number(float, above=0), help="between decays of the step schedule")
@@ -192,10 +193,14 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError(
             "--sched plateau with --lr-noise needs --eval_interval 1: it changes the rate at evaluations only"
         )
-    if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
+    if args.lr_noise and args.lr_noise_std > MOST_NOISE * args.lr_noise_pct:
         raise InputError(
-            "--cutmix-minmax {:g} {:g}: the first must not be above the second".format(*args.cutmix_minmax)
+            f"--lr-noise-std {args.lr_noise_std:g} is more than {MOST_NOISE} times --lr-noise-pct "
+            f"{args.lr_noise_pct:g}: hardly any noise that is drawn would be taken"
         )
+    for option, values, most in (("--lr-noise", args.lr_noise, 2), ("--opt-betas", args.opt_betas, 3)):
+        if values and len(values) > most:
+            raise InputError(f"{option} takes at most {most} values, not {len(values)}")
     check_departures(args)
     check_optimizer(args.opt)
     if args.distillation_type != "none" and not args.teacher_path:
@@ -209,10 +214,14 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard")
     if args.auto_resume and (args.eval or args.probe):
         raise InputError("--auto-resume continues a training; with --eval or --probe give the checkpoint to --resume")
+    if args.probe and args.confusion_matrix:
+        raise InputError(f"--confusion-matrix is of a finetuned network, and --probe {args.probe} trains none")
     if args.probe and not args.resume:
         raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
     if args.output_dir:
-        make_output_dir(args.output_dir)
+        folder = make_output_dir(args.output_dir)
+        if args.probe and (folder / "checkpoint.pth").is_file():
+            raise InputError(f"--probe writes a summary, and {folder} holds that of a finetuning: give another folder")
 
 
 def check_departures(args: argparse.Namespace) -> None:

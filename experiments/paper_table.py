@@ -113,6 +113,9 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         if given:
             changes[name] = f"{getattr(protocol, name)} {given}"
     protocol = replace(protocol, **changes)
+    for readout, name in (("finetuned", "finetuning_options"), ("few-labels", "few_labels_options")):
+        if getattr(args, name) and protocol.trainer == "deit" and readout not in protocol.readouts:
+            raise InputError(f"--{name} has no effect: {readout} is not among the --readouts")
     if args.finetuning_options:
         check_options("--finetuning_options", args.finetuning_options, protocol.finetuning, protocol)
     if args.few_labels_options:
@@ -127,7 +130,8 @@ def check_options(name: str, given: str, options: str, protocol: Protocol) -> No
     options: all that come after those of the table, with the `given` ones in them.
     """
     ours = ArgumentParser("")
-    for option in ("--resume", "--subset_ids", "--data-path", "--output_dir", "--seed"):
+    set_by_the_table = ["--recipe", "--model", "--model-kwargs", "--data-set", "--probe", "--eval", "--auto-resume"]
+    for option in ("--resume", "--subset_ids", "--data-path", "--output_dir", "--seed", *set_by_the_table):
         ours.add_argument(option, nargs="*")
     try:
         taken = vars(ours.parse_known_args(shlex.split(given))[0])

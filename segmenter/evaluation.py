@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
+from common.errors import InputError
 from common.files import atomic_file
 from common.images import ImageFiles, open_rgb
 from common.processes import Processes, autocast
@@ -150,7 +151,9 @@ def plot_predictions(
         seen |= set(np.unique(np.concatenate([truth.ravel(), predicted.ravel()])).tolist()) - {IGNORED}
     named = sorted(seen)[:MOST_NAMED_CLASSES]
     patches = [Patch(color=colours[index] / 255, label=scenes.labels.classes[index]) for index in named]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is no formula
     save_figure(figure, picture)
 
 
@@ -162,12 +165,20 @@ def write_labels(
     resize: Callable[[Tensor], Tensor],
     labels: MaskLabels,
     folder: Path,
-) -> None:
-    """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted with them."""
+) -> list[str]:
+    """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted with them.
+
+    Returns: why images cannot be used, of those that have no labels therefore.
+    """
     device, colours = next(model.parameters()).device, palette(len(labels.classes))
     by_label = np.concatenate([np.zeros((int(labels.reduce_zero_label), 3), np.uint8), colours]).tobytes()
+    unreadable = []
     for row, (path, _) in enumerate(progress_bar(images.samples, desc="labelling", unit="img")):
-        image = np.array(images[row][0])  # (h, w, 3)
+        try:
+            image = np.array(images[row][0])  # (h, w, 3)
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
         pixels = resize(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
         classes = window.predict(model, pixels.to(device), image.shape[:2]).cpu().numpy()
         mask = Image.fromarray(labels.values(classes))
@@ -176,3 +187,4 @@ def write_labels(
         for kind, picture in (("labels", mask), ("overlays", Image.fromarray(overlay(image, classes, colours)))):
             with atomic_file(folder / kind / f"{Path(path).stem}.png") as temporary:
                 picture.save(temporary, format="PNG")
+    return unreadable

@@ -88,9 +88,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder.path:
+        write_json(folder.path / "summary.json", summary, indent=2)
         plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
         plot_predictions(model, window, val, processes.device, folder.path / "predictions.png")
-        write_json(folder.path / "summary.json", summary, indent=2)
         processes.report(f"wrote checkpoints, log.txt, summary.json, curves.png, predictions.png to {folder.path}")
     return summary
 

@@ -139,10 +139,17 @@ def load_weights(
     if not args.resume:
         return "none", None
     if args.eval:
-        read_trained(args.resume, "segmenter/main.py", lambda *_: model, classes)
+
+        def same_model(options: argparse.Namespace, _: dict[str, Any]) -> PixelClassifier:
+            for name in ("model_kwargs", "decoder"):
+                if getattr(options, name) != getattr(args, name):
+                    raise InputError(f"{args.resume} was trained with {name} {getattr(options, name)}: give the same")
+            return model
+
+        read_trained(args.resume, "segmenter/main.py", same_model, classes)
         return None, None
     checkpoint = fetch_checkpoint(args.resume)
-    if is_own_checkpoint(checkpoint) and "decoder" in checkpoint.get("run", {}):
+    if is_own_checkpoint(checkpoint) and "decoder" in checkpoint["run"]:
         return checkpoint["run"].get("weights"), (checkpoint, args.resume)
     weights = network_weights(checkpoint, args.resume)  # also those that deit/main.py has finetuned
     load_pretrained(model.encoder, weights, args.resume)

@@ -56,10 +56,15 @@ def main(argv: list[str] | None = None) -> Path:
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
     for name in ("labels", "overlays"):
         make_output_dir(output / name)
-    write_labels(model.to(device), window, images, eval_transform(recipe), labels, output)
+    unreadable = write_labels(model.to(device), window, images, eval_transform(recipe), labels, output)
     names = dict(enumerate(labels.classes, start=int(labels.reduce_zero_label)))  # what the labels in the files mean
     write_json(output / "classes.json", names, indent=1)
-    print(f"wrote {len(images)} label images and overlays, and classes.json, to {output}")
+    written = len(images) - len(unreadable)
+    if not written:
+        raise InputError(f"none of the {len(images)} images can be used: {unreadable[0]}")
+    print(f"wrote {written} of {len(images)} label images and overlays, and classes.json, to {output}")
+    for reason in unreadable:
+        print(reason)
     return output
 
 

@@ -341,7 +341,7 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels is of images with one label each"),
         (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is of images with one label"),
         (["--few_labels_options=--mixup 0.2"], "--unlabelled 4000 has soft labels, and --mixup"),
-        (["--finetuning_options=--eval"], "--auto-resume continues a training; with --eval"),
+        (["--finetuning_options=--eval"], "--finetuning_options gives --eval, which the table sets"),
         (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, which the table sets"),
         (["--finetuning_options=--output_dir X"], "--finetuning_options gives --output_dir, which the table sets"),
         (

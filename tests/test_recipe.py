@@ -19,7 +19,7 @@ from common.training import to_network
 from deit.builders import build_plan, build_state, run_length
 from deit.datasets import eval_transform, train_transform
 from deit.engine import end_epoch
-from deit.models import build_model, check_pooling, is_distilled
+from deit.models import build_model, check_network, is_distilled
 from deit.recipe_options import FEW_LABELS, parse_args
 
 
@@ -273,13 +273,13 @@ def own_checkpoint(model: torch.nn.Module, **run: object) -> dict:
 
 def test_a_checkpoint_of_a_head_that_saw_another_feature_is_refused():
     model = build_model(options(*DINOV3), 3)
-    check_pooling(own_checkpoint(model, built_with=model.built_with), "c.pth", model)
-    check_pooling(model.state_dict(), "pretrained.pth", model)
+    check_network(own_checkpoint(model, built_with=model.built_with), "c.pth", model)
+    check_network(model.state_dict(), "pretrained.pth", model)
     for averaged in (own_checkpoint(model), own_checkpoint(model, built_with={"global_pool": "avg"})):
         with pytest.raises(InputError, match="c.pth was trained with another feature: add global_pool=avg to"):
-            check_pooling(averaged, "c.pth", model)
+            check_network(averaged, "c.pth", model)
     plain = build_model(tiny_options(), 3)
-    check_pooling(own_checkpoint(plain), "c.pth", plain)
+    check_network(own_checkpoint(plain), "c.pth", plain)
 
 
 def test_a_model_is_built_again_with_the_keywords_that_its_checkpoint_keeps():

@@ -32,7 +32,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def labels_file(subset: Path) -> Path:
-    return subset.with_name(f"{subset.stem}_labels.csv")
+    return subset.with_name(f"{subset.name.removesuffix('.json')}_labels.csv")
 
 
 def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> PoolPaths | None:
@@ -48,6 +48,8 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
         raise InputError(
             f"{option} names files, and the images of {pool.root} are no files: use --copy_images or --export_csv"
         )
+    if broken := next((path for path in pool.paths if "\n" in path or "\r" in path), None):
+        raise InputError(f"{broken!r} has a line break in its name, which lists cannot hold: rename it, extract again")
     if args.export_csv or args.copy_images is not None or args.export_tasks:
         pool.check_unchanged(args.feature_path)
     for labels in map(labels_file, subsets) if args.export_csv else ():
@@ -71,7 +73,7 @@ def export(
     """
     ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
     if args.export_paths:
-        listing = subset.with_name(f"{subset.stem}_paths.txt")
+        listing = subset.with_name(f"{subset.name.removesuffix('.json')}_paths.txt")
         with atomic_file(listing) as temporary:  # paths in any encoding
             temporary.write_bytes(b"".join(os.fsencode(Path(pool.root, pool.paths[i])) + b"\n" for i in indices))
         print(f"wrote the paths of the chosen images to {listing}")
@@ -80,7 +82,7 @@ def export(
         write_image_list(labels_file(subset), CSV_COLUMNS, rows)
         print(f"wrote {labels_file(subset)}: fill in the column label")
     if args.export_tasks:
-        tasks = subset.with_name(f"{subset.stem}_tasks.json")
+        tasks = subset.with_name(f"{subset.name.removesuffix('.json')}_tasks.json")
         write_json(tasks, [task(pool, index, represents[index]) for index in ranked], indent=1)
         print(
             f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
