@@ -121,11 +121,10 @@ def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     options = vars(args) if isinstance(args, argparse.Namespace) else args
     saved = {**checkpoint, "args": options}
     complete = OWN | {key: value for key, value in saved.items() if value is not None}
-    parts = [(key, complete[key], type(empty)) for key, empty in OWN.items()]
-    parts += [(key, complete["run"].get(key, empty), type(empty)) for key, empty in OF_A_RUN.items()]
-    for key, value, kind in parts:
-        if not isinstance(value, kind):
-            raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(value).__name__}")
+    for whole, known in ((complete, OWN), (complete["run"], OF_A_RUN)):
+        for key, empty in known.items():
+            if not isinstance(value := whole.get(key, empty), type(empty)):
+                raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(value).__name__}")
     return complete
 
 

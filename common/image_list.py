@@ -88,7 +88,8 @@ def _csv(text: str, what: str) -> list[ListedImage]:
             rows.append(ListedImage(path, (row.get(label) or "").strip(), added))
         return rows
     except csv.Error as error:
-        raise InputError(f"the {what} cannot be read at line {reader.line_num}: {error}") from None
+        hint = "; is a quote not closed?" if "end of data" in str(error) else ""
+        raise InputError(f"the {what} cannot be read from line {reader.line_num} on: {error}{hint}") from None
 
 
 def _label_studio(text: str, what: str) -> list[ListedImage]:

@@ -193,3 +193,21 @@ def test_weights_put_there_by_hand_are_used(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     torch.save(WEIGHTS, tmp_path / "checkpoints" / "w.pth")
     assert download_checkpoint("https://localhost:9/w.pth").keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("epoch", "3"), ("run", [1]), ("args", 7), ("losses", {}), ("run", {"classes": "ants"})]
+)
+def test_a_part_of_a_runs_checkpoint_that_is_not_what_it_should_be_is_named(part, value, tmp_path):
+    run = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 1}
+    torch.save({**run, part: value}, tmp_path / "c.pth")
+    name = part if part != "run" or isinstance(value, list) else "classes"
+    with pytest.raises(InputError, match=f"c.pth is damaged: its {name} is a "):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+def test_of_a_published_checkpoint_what_it_lacks_is_empty(tmp_path):
+    published = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 1, "args": argparse.Namespace(opt="sgd")}
+    torch.save(published, tmp_path / "c.pth")
+    read = read_checkpoint(tmp_path / "c.pth")
+    assert (read["args"], read["run"], read["best"], read["update"]) == ({"opt": "sgd"}, {}, {}, 0)

@@ -21,7 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import ROOT, TINY_VIT_OPTIONS, launch_two, tiny_vit, write_image
+from conftest import CLASSES, ROOT, TINY_VIT_OPTIONS, launch_two, tiny_vit, write_image
 from PIL import Image
 from test_nothing_lost import Nursery
 
@@ -279,6 +279,40 @@ def test_resume_refuses_a_finished_file_of_other_features_or_images(pool, backbo
     with pytest.raises(InputError, match="is finished, and has other images"):
         main(options)
     assert next(tmp_path.glob("*.npy")).read_bytes() == before
+
+
+def test_resume_refuses_a_finished_file_of_weights_that_were_replaced(pool, backbone, tmp_path):
+    weights = torch.load(backbone, weights_only=True)
+    torch.save(weights, tmp_path / "weights.pth")
+    main(folder_options(pool, tmp_path / "weights.pth", tmp_path))
+    torch.save({name: weight + 1 for name, weight in weights.items()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="is finished, and has weights_checksum"):
+        main(folder_options(pool, tmp_path / "weights.pth", tmp_path, "--resume"))
+
+
+def test_resume_refuses_a_folder_of_the_same_names_elsewhere(pool, backbone, tmp_path):
+    """Two folders of one name may hold other images of the same names, sizes and times."""
+    for place in "ab":
+        shutil.copytree(pool / "train" / CLASSES[0], tmp_path / place / "photos")
+    main(folder_options(tmp_path / "a/photos", backbone, tmp_path))
+    with pytest.raises(InputError, match="is finished, and has the images of .*/a/photos"):
+        main(folder_options(tmp_path / "b/photos", backbone, tmp_path, "--resume"))
+    damaged = tmp_path / "a/photos/zz.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match="zz.png"):
+        main(folder_options(tmp_path / "a/photos", backbone, tmp_path))
+    with pytest.raises(InputError, match="was begun differently: images_of was .*/a/photos, is .*/b/photos"):
+        main(folder_options(tmp_path / "b/photos", backbone, tmp_path, "--resume"))
+
+
+def test_resume_refuses_a_finished_file_of_other_labels(pool, backbone, tmp_path):
+    images = sorted((pool / "train").rglob("*.png"))[:2]
+    (tmp_path / "pool.csv").write_text(f"path,label\n{images[0]},\n{images[1]},\n")
+    options = [*folder_options(tmp_path / "pool.csv", backbone, tmp_path), "--dataset", "List"]
+    main(options)
+    (tmp_path / "pool.csv").write_text(f"path,label\n{images[0]},ant\n{images[1]},bee\n")
+    with pytest.raises(InputError, match="is finished, and has other labels"):
+        main([*options, "--resume"])
 
 
 def test_images_of_formats_that_are_not_read_are_counted(backbone, tmp_path, capsys):

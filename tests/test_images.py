@@ -1,6 +1,7 @@
 """One image: whatever the file holds, a right 8-bit RGB picture or one line."""
 
 import io
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import write_image
 from PIL import Image
 
 from common.errors import InputError
-from common.images import class_folders, image_folder, open_rgb
+from common.images import class_folders, image_folder, image_tree, open_rgb
 
 RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32).round()
 TURNS = {  # what undoes each EXIF orientation
@@ -145,3 +146,17 @@ def test_hidden_files_and_folders_are_no_data(tmp_path):
 def test_a_pool_below_a_hidden_folder_is_data(tmp_path):
     write_image(tmp_path / ".data" / "a" / "1.png", 1)
     assert len(class_folders(tmp_path / ".data")) == 1
+
+
+def test_a_link_to_a_folder_around_it_is_not_followed_for_ever(tmp_path):
+    write_image(tmp_path / "a" / "1.png", 1)
+    for link in ("one", "two"):
+        (tmp_path / "a" / link).symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")  # which is data, as before
+    assert len(image_tree(tmp_path)) == 2
+
+
+def test_what_is_no_file_is_one_line_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="pipe.png: it is no file; repair or remove it"):
+        open_rgb(tmp_path / "pipe.png")

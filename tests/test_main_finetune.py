@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.checkpoints import read_checkpoint
 from common.errors import InputError
+from common.run_folder import plot_confusion_matrix
 from deit.main import main
 
 SHORT = ["--device", "cpu", "--num_workers", "0", "--warmup-epochs", "0", "--batch-size", "16"]
@@ -90,6 +91,41 @@ def test_evaluation_on_other_classes_is_refused(pool, backbone, tmp_path):
         shutil.rmtree(tmp_path / "renamed" / split / "cat")
     with pytest.raises(InputError, match="was trained for 3 classes, but the images are of 2"):
         main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
+
+
+def test_evaluation_of_a_network_that_was_built_otherwise_is_refused(pool, backbone, tmp_path):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
+    evaluation = options(pool, "--eval", "--resume", tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match="was trained with another --model or --model-kwargs: num_heads was 2, is 3"):
+        main([*evaluation, *(option.replace("num_heads=2", "num_heads=3") for option in TINY)])
+    with pytest.raises(InputError, match="was trained with another --model or --model-kwargs: mean was"):
+        main([*evaluation, "--model", "vit_tiny_patch16_224.augreg_in21k"])
+
+
+def test_keywords_that_name_files_of_weights_are_refused(pool, backbone):
+    given = ["--model-kwargs", "checkpoint_path=evil.pth"]
+    with pytest.raises(InputError, match="checkpoint_path in --model-kwargs is about weights, not the network"):
+        main([*options(pool, "--resume", backbone), *given])
+
+
+def test_an_evaluation_draws_the_confusion_matrix(pool, backbone, tmp_path):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
+    main(options(pool, "--eval", "--resume", tmp_path / "checkpoint.pth", "--confusion-matrix",
+                 "--output_dir", tmp_path / "seen"))  # fmt: skip
+    assert [file.name for file in (tmp_path / "seen").glob("[!.]*")] == ["confusion_matrix.png"]
+
+
+def test_a_probe_does_not_write_over_a_finetuning(pool, backbone, tmp_path):
+    main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(InputError, match="holds that of a finetuning: give another folder"):
+        main(options(pool, "--resume", backbone, "--probe", "knn", "--output_dir", tmp_path))
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_names_of_classes_are_drawn_as_they_are_written(tmp_path):
+    plot_confusion_matrix(torch.eye(2).long(), [r"$\frac{$", "caf\udce9"], tmp_path / "c.png")
+    assert (tmp_path / "c.png").is_file()
 
 
 def test_evaluation_with_a_fresh_head_is_refused(pool, backbone):

@@ -396,6 +396,7 @@ def test_a_probe_of_labels_alone_is_cross_validated(photos, labels, backbone, tm
         ([(image_path(0), ""), (image_path(1), "")], [], "no label is filled in, of 2 images"),
         ([(image_path(0), "ant"), (image_path(1), "ant")], [], "all 2 labels are 'ant'"),
         ([(image_path(0), "ant"), (image_path(0), "bee")], [], "twice: 'ant' and 'bee'"),
+        ([(image_path(0), "ant"), (image_path(1), "bee", "wasp")], [], r"line 3 has more fields .*'wasp'"),
         ([(image_path(0), "ant"), (image_path(1), "bee")], ["--eval"], "needs --val-labels"),
         ([(image_path(0), "ant"), (image_path(1), "bee")], ["--val-labels", "{labels}"], "are in --labels too"),
     ],
@@ -410,6 +411,45 @@ def test_two_lists_that_contradict_each_other_are_refused(photos, labels, backbo
     other = write_csv(tmp_path / "other.csv", [(image_path(0), "cat"), (image_path(13), "bee")])
     with pytest.raises(InputError, match="IMG 000.png has two labels: 'ant' and 'cat'"):
         train(photos, [labels, other], tmp_path / "out", backbone)
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path):
+    (tmp_path / "l.csv").write_text('path,label\na.png,ant\nb.png,"bee\nc.png,cat\n')
+    with pytest.raises(InputError, match="cannot be read from line 2 on: .* is a quote not closed?"):
+        read_image_list(tmp_path / "l.csv")
+
+
+def test_two_columns_of_labels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="several columns `label`"):
+        read_image_list(write_csv(tmp_path / "l.csv", [("a.png", "ant", "bee")], ("path", "Label", "label")))
+
+
+def test_lists_of_absolute_paths_are_told_apart_when_a_run_is_resumed(photos, backbone, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "photos_of"
+    elsewhere.mkdir()
+    lists = []
+    for place in ("a", "b"):
+        for number in (0, 5):
+            write_image(tmp_path / place / f"{number}.png", number)
+        rows = [(tmp_path / place / "0.png", "ant"), (tmp_path / place / "5.png", "bee")]
+        lists.append(write_csv(tmp_path / f"{place}.csv", rows))
+    train(elsewhere, [lists[0]], out, backbone)
+    with pytest.raises(InputError, match="is of another run: train_images was"):
+        train(elsewhere, [lists[1]], out, backbone, "--auto-resume", "--epochs", 3)
+
+
+def test_one_image_written_in_two_ways_is_one_of_a_pool(photos, backbone, tmp_path):
+    rows = [(photos / image_path(0), "ant"), (f"{photos}/./{image_path(0)}", "bee")]
+    with pytest.raises(InputError, match="lists .* 2 times, by different paths"):
+        extract(write_csv(tmp_path / "pool.csv", rows), tmp_path, backbone, "--dataset", "List")
+
+
+def test_a_line_break_in_a_name_is_told_before_lists_are_written(backbone, tmp_path):
+    write_image(tmp_path / "pool" / "a\rb.png", 1)
+    features = extract(tmp_path / "pool", tmp_path, backbone, "--dataset", "Folder", "--no-labels")
+    with pytest.raises(InputError, match=r"'a\\rb.png' has a line break in its name"):
+        choose(features, tmp_path / "out", "--number", 1, "--export_csv", method="random")
+    assert not list(tmp_path.glob("out/*.json"))
 
 
 def test_one_image_written_in_two_ways_has_one_label(tmp_path):

@@ -11,6 +11,7 @@ from test_segmenter_datasets import data_of
 
 from common import VERSION, subset_file
 from common.subset_file import features_checksum, note_on_pool, project_version, provenance_file, read_subset_ids
+from data_selection.evidence import report_files
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline, report
 from deit.datasets import build_datasets
 from deit.recipe_options import parse_args
@@ -73,6 +74,19 @@ def test_the_command_is_the_one_that_was_typed(feature_path, run_script):
     command = read_provenance(feature_path.with_name("a b.json"))["command"]
     assert command.startswith(f"python sample_tools/baseline.py --method random --feature_path {feature_path}")
     assert "--filename 'a b.json'" in command
+
+
+def test_a_subset_does_not_keep_the_losses_of_the_run_that_had_its_name(feature_path):
+    subset = select(feature_path, "--filename", "s.json", script=ActiveFT_CIFAR)
+    assert len(report_files.read_losses(subset)) == 5
+    assert report_files.read_losses(select(feature_path, "--filename", "s.json")) == []
+
+
+def test_names_that_differ_after_a_dot_have_files_of_their_own(feature_path):
+    names = [("--filename", f"run.{seed}", "--seed", seed) for seed in (0, 1)]
+    subsets = [select(feature_path, *options, script=ActiveFT_CIFAR) for options in names]
+    assert [note(subset) for subset in subsets] == [None, None]
+    assert report_files.read_losses(subsets[0]) != report_files.read_losses(subsets[1])
 
 
 def test_nothing_is_said_of_subsets_that_come_from_elsewhere(tmp_path):

@@ -308,3 +308,15 @@ def test_predicting_with_what_is_no_model_or_from_what_is_no_folder_is_refused(g
         segmenter.predict.main(["--checkpoint", str(backbone), "--data_path", str(photos),
                                 "--output", str(tmp_path / "masks")])  # fmt: skip
     assert not (tmp_path / "masks").exists()
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_are_labelled(scenes, backbone, tmp_path, capsys):
+    main(options(scenes, backbone, "--iterations", 1, "--output_dir", tmp_path / "out"))
+    Path(tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 60)).save(tmp_path / "photos" / "b.jpg")
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"no image")
+    where = ["--data_path", str(tmp_path / "photos"), "--output", str(tmp_path / "masks")]
+    segmenter.predict.main(["--checkpoint", str(tmp_path / "out/checkpoint.pth"), *where, "--device", "cpu"])
+    assert (tmp_path / "masks/labels/b.png").is_file() and (tmp_path / "masks/classes.json").is_file()
+    said = capsys.readouterr().out
+    assert "wrote 1 of 2 label images" in said and "a.jpg" in said

@@ -218,7 +218,16 @@ def test_bad_feature_files_give_one_clear_error(change, message, feature_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--percent", 0], ["--percent", "x"], ["--temperature", 0], ["--max_iter", 0], ["--init", "no"], ["--lr", "nan"]],
+    [
+        ["--percent", 0],
+        ["--percent", "x"],
+        ["--percent", "1e99999999"],
+        ["--filename", ""],
+        ["--temperature", 0],
+        ["--max_iter", 0],
+        ["--init", "no"],
+        ["--lr", "nan"],
+    ],
 )
 def test_bad_options_give_one_clear_error(options, feature_path):
     with pytest.raises(InputError, match=options[0]):
