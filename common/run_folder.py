@@ -194,9 +194,8 @@ class RunFolder:
 
     def stop(self, where: str) -> NoReturn:
         """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
-        saved = "no --output_dir: nothing was saved"
-        if self.args.output_dir:
-            saved = f"continue with --auto-resume; saved in {self.args.output_dir}"
+        folder = self.args.output_dir
+        saved = f"continue with --auto-resume; saved in {folder}" if folder else "no --output_dir: nothing was saved"
         self.save()
         self.finish()
         self.processes.report(f"stopped by SIGTERM {where}; {saved}")
