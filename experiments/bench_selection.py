@@ -7,8 +7,8 @@
 Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
 machine that others use), and what a method adds at its peak to the memory of the libraries and of the features it is
 given; select holds a copy of them with unit rows. Imports and the reading of the features are not in the figures of a
-method; `process` is all of the first method's process, with them. The ratios are of the reference to select, in seconds
-and in CPU seconds, and of the reference's seconds to those of select's whole process.
+method; `process` is all of the first method's process, with them. `iteration` is the median of the later ones of select.
+The ratios are of the reference to select, in seconds and in CPU seconds, and to select's whole process in seconds.
 
 Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
 reference is timed over a few iterations and scaled to all of them.
@@ -105,7 +105,10 @@ def processor() -> str:
 
 
 def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[float]:
-    """Run one method in this process. Returns: seconds, CPU seconds, and megabytes, the peak it adds."""
+    """Run one method in this process. Returns: seconds, CPU seconds, megabytes that it adds, seconds of an iteration.
+
+    The latter is the median over the iterations of select but the first three, which make the first lists.
+    """
     from data_selection.activeft import reference, select
     from data_selection.activeft.pool import Candidates, read_pool
     from data_selection.activeft.selection import Settings
@@ -114,22 +117,25 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[
         from sklearn.cluster import KMeans
 
         features = features / np.linalg.norm(features, axis=1, keepdims=True)
-    settings = Settings(max_iter=iterations)
+    settings, reached = Settings(max_iter=iterations), []
+    observe = lambda *_: reached.append(time.perf_counter())  # noqa: E731
     run_method = {
-        "select": lambda rows, k: select(rows, k, max_iter=iterations, device="cpu"),
+        "select": lambda rows, k: select(rows, k, max_iter=iterations, device="cpu", observe=observe),
         "reference": lambda rows, k: reference.optimise(read_pool(rows, Candidates(len(rows))), k, settings),
         "kmeans": lambda rows, k: KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0).fit(rows),
     }[method]
     samples, budget = WARM_UP
     run_method(features[:samples], min(budget, k))
+    reached.clear()
     forget_peak()
     before, start, cpu_start = resident("VmRSS"), time.perf_counter(), time.process_time()
     run_method(features, k)
-    return [time.perf_counter() - start, time.process_time() - cpu_start, resident("VmHWM") - before]
+    spent = [time.perf_counter() - start, time.process_time() - cpu_start, resident("VmHWM") - before]
+    return [*spent, float(np.median(np.diff(reached)[3:])) if len(reached) > 4 else float("nan")]
 
 
 def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> np.ndarray:
-    """Seconds, CPU seconds and MB of one method in a fresh process, and the seconds of the process."""
+    """Seconds, CPU seconds, MB and seconds of an iteration, in a fresh process, and the seconds of that."""
     options = f"--child {method} --n {n} --k {k} --threads {args.threads} --iterations {iterations}"
     command = [sys.executable, __file__, *options.split()]
     command += ["--feature_path", args.feature_path] if args.feature_path else []
@@ -204,15 +210,19 @@ def main(argv: list[str] | None = None) -> None:
     methods = [method for method in METHODS if method in args.methods]
     compared = {"select", "reference"} <= {*methods}
     titles = "".join(f"{title:>27}" for title in methods)
-    print(f"{'n':>8} {'k':>6}{titles} {'process':>9}" + f" {'ratio':>7} {'of CPU':>7} {'process':>8}" * compared)
+    print(
+        f"{'n':>8} {'k':>6}{titles} {'iteration':>11} {'process':>9}"
+        + f" {'ratio':>7} {'of CPU':>7} {'process':>8}" * compared
+    )
     # n varies at the largest k, k at the largest n
     for n, k in sorted({(n, max(args.k)) for n in args.n} | {(max(args.n), k) for k in args.k}):
         # (repeats, methods, figures)
         costs = np.array([[cost(args, method, n, k) for method in methods] for _ in range(args.repeats)])
-        shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, _ in np.median(costs, axis=0))
-        line = f"{n:8} {k:6}{shown} {np.median(costs[:, 0, 3]):7.1f} s"
+        shown = "".join(f"{s:8.1f} s{cpu:7.1f} s{mb:6.0f} MB" for s, cpu, mb, *_ in np.median(costs, axis=0))
+        iteration, process = np.median(costs[:, 0, 3:], axis=0)
+        line = f"{n:8} {k:6}{shown} {iteration:9.3f} s {process:7.1f} s"
         if compared:
-            of_reference, of_select = costs[:, methods.index("reference"), [0, 1, 0]], costs[:, 0, [0, 1, 3]]
+            of_reference, of_select = costs[:, methods.index("reference"), [0, 1, 0]], costs[:, 0, [0, 1, 4]]
             seconds, cpu, process = np.median(of_reference / of_select, axis=0)
             line += f" {seconds:6.1f}x {cpu:6.1f}x {process:7.1f}x"
         print(line, flush=True)
