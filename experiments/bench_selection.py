@@ -7,7 +7,7 @@
 Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
 machine that others use), and what a method adds at its peak to the memory of the libraries and of the features it is
 given; select holds a copy of them with unit rows. Imports and the reading of the features are not in the figures of a
-method; `process` is all of the first method's process, with them. `iteration` is the median of the later ones of select.
+method; `process` is all of the first method's process, with them. `iteration` is the median of select's later ones.
 The ratios are of the reference to select, in seconds and in CPU seconds, and to select's whole process in seconds.
 
 Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
