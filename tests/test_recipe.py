@@ -11,7 +11,7 @@ from conftest import TINY_VIT_OPTIONS
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from common.batch_stream import EpochPlan
+from common.batch_stream import EpochPlan, seed_augmentation
 from common.errors import InputError
 from common.networks import create_network, input_size
 from common.processes import Processes
@@ -269,6 +269,15 @@ def test_the_head_sees_the_class_token_also_where_timm_averages_the_patches():
 
 def own_checkpoint(model: torch.nn.Module, **run: object) -> dict:
     return {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}, "epoch": 0, "args": {}, "run": run}
+
+
+def test_the_policy_that_the_help_names_is_of_the_installed_libraries():
+    """Pillow 13 raises an error for what timm's posterize asks of it."""
+    transform = train_transform(options("--input-size", "32", "--aa", "rand-m9-mstd0.5-inc1"))
+    image = Image.new("RGB", (32, 32), "teal")
+    for seed in range(3000):
+        seed_augmentation(seed)
+        assert transform(image).shape == (3, 32, 32)
 
 
 def test_a_checkpoint_of_a_head_that_saw_another_feature_is_refused():
