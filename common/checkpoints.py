@@ -24,9 +24,9 @@ from common.files import atomic_file, check_given, checksum, kind_of_file
 
 Weights = dict[str, Tensor]
 
-# The parts of a run's own checkpoint, and of what it says of its run.
-OWN = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 0, "update": 0, "losses": [], "last": {}, "best": {}}
-OWN |= {"args": {}, "run": {}}
+# The parts of a run's own checkpoint: the published code's, what is saved beside them, and what that says of the run.
+PUBLISHED = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 0}
+OWN = {"args": {}, "run": {}, "update": 0, "losses": [], "last": {}, "best": {}}
 OF_A_RUN = {"classes": [], "mean": [], "std": [], "built_with": {}}
 
 # Classification heads (timm's and torchvision's names) and DINO's projection head; `head_dist` is DeiT's second head.
@@ -109,19 +109,18 @@ def check_classes(run: dict[str, Any], source: str, classes: Sequence[str]) -> N
 
 def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
     """A run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
-    return {"model", "optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys()
+    return checkpoint.keys() >= PUBLISHED.keys()
 
 
 def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A run's own checkpoint with the options as a dictionary, and with what the published code does not save, empty.
-
-    Raises InputError where a part of it is not what it should be.
-    """
+    """A run's own checkpoint, its options a dictionary, what it lacks empty. Raises InputError for a damaged part."""
     args = checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
-    saved = {**checkpoint, "args": options}
-    complete = OWN | {key: value for key, value in saved.items() if value is not None}
-    for whole, known in ((complete, OWN), (complete["run"], OF_A_RUN)):
+    complete = PUBLISHED | OWN | {key: value for key, value in checkpoint.items() if value is not None}
+    if not isinstance(checkpoint.get("run"), dict):  # the published code's, or a stranger's, who means other things
+        complete |= OWN
+    complete["args"] = options if isinstance(options, dict) else {}
+    for whole, known in ((complete, PUBLISHED | OWN), (complete["run"], OF_A_RUN)):
         for key, empty in known.items():
             if not isinstance(value := whole.get(key, empty), type(empty)):
                 raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(value).__name__}")

@@ -88,7 +88,7 @@ def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> st
         return None
     name = lambda value: Path(value).name if isinstance(value, str) else value  # noqa: E731 - weights may have moved
     keys = (key for key in ours if key in theirs and name(ours[key]) != name(theirs[key]))
-    return next((f"{key} {theirs[key]} instead of {ours[key]}" for key in keys), None)
+    return next((f"{key.replace('_', ' ')} {theirs[key]} instead of {ours[key]}" for key in keys), None)
 
 
 def in_words(description: dict[str, Any]) -> str:
@@ -122,8 +122,10 @@ class FeatureFile:
         if resume and unfinished(self.path).is_file() and self.settings_path.is_file():
             before = read_json(self.settings_path, "settings of the unfinished features")
             changed = [
-                f"{key} was {before.get(key)}, is {now}" for key, now in self.settings.items() if before.get(key) != now
-            ]
+                f"{key} was {before[key]}, is {now}"
+                for key, now in self.settings.items()
+                if key in before and before[key] != now and not (key == "folder" and not Path(before[key]).exists())
+            ]  # of what both know; a folder that is gone was moved
             if changed:
                 raise InputError(f"--resume: {unfinished(self.path)} was begun differently: {'; '.join(changed)}")
             if self.images:

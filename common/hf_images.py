@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from common.errors import InputError
 from common.images import NO_LABEL, Loader, Transform, open_rgb
@@ -39,10 +38,8 @@ class HFImages(Dataset):
         self.transform, self.loader = transform, loader
         self.images = with_bytes(table, self.source["column"], source)
         labels = columns_of(table, "ClassLabel")
-        if len(labels) > 1:
-            tqdm.write(
-                f"note: {source} has {len(labels)} columns of classes ({', '.join(labels)}): labels are not known"
-            )
+        several = f"note: labels are not known: {source} has several columns of classes, {', '.join(labels)}"
+        self.note = several if len(labels) > 1 else None
         label = labels[0] if len(labels) == 1 else None
         self.labels: Sequence[int] = [NO_LABEL if x is None else int(x) for x in table[label]] if label else []
         self.classes = list(table.features[label].names) if label else []
@@ -104,8 +101,6 @@ def load(source: str, split: str) -> Any:
         if split not in loaded:
             raise InputError(f"the data set {source} has no split {split!r}, but {', '.join(loaded)}: use --split")
         loaded = loaded[split]
-    elif not files and str(loaded.split or "train").partition("[")[0] != split:
-        raise InputError(f"the data set {source} is one split, {loaded.split or 'train'}: use --split")
     if not len(loaded):
         raise InputError(f"the data set {source} holds no images")
     return loaded

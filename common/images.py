@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.files import check_folder, kind_of_file
-from common.image_list import ListedImage, check_present, place_of, read_image_list
+from common.image_list import ListedImage, check_present, read_image_list
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10, CIFAR100
@@ -139,9 +139,6 @@ def image_list(path: Path, transform: Transform | None = None, loader: Loader = 
     """The images of a .csv or .txt, relative to its folder. Raises InputError when one of them is not there."""
     images = ListedImages(path.parent, read_image_list(path), transform, loader)
     check_present((Path(file) for file, _ in images.samples), str(path))
-    image, times = Counter(place_of(file) for file, _ in images.samples).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} lists {image} {times} times, by different paths: leave one of them")
     return images
 
 

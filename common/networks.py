@@ -94,7 +94,7 @@ def create_network(
     kwargs = dict(model_kwargs or {})
     for key in kwargs:
         if key in NO_OVERRIDES:  # a checkpoint's, too, which may be a stranger's
-            raise InputError(f"{key} in --model-kwargs is about weights, not the network: they have their own option")
+            raise InputError(f"the keyword {key} is about weights, not the network: they have their own option")
     if config.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:

@@ -76,13 +76,14 @@ def read_trained(
     checkpoint = fetch_checkpoint(source)
     if not is_own_checkpoint(checkpoint):
         raise InputError(f"{source} is no checkpoint of {script}, but weights alone: what are its model and classes?")
-    run, options = checkpoint["run"], argparse.Namespace(**checkpoint["args"])
+    run = checkpoint["run"]
     if not run.get("classes"):
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
     if classes is not None:
         check_classes(run, source, classes)
-    check_finite(checkpoint["model"], source)
     try:
+        options = argparse.Namespace(**checkpoint["args"])
+        check_finite(checkpoint["model"], source)
         model = build(options, run)
         model.load_state_dict(checkpoint["model"])
     except (AttributeError, TypeError, KeyError, RuntimeError) as error:
@@ -194,8 +195,8 @@ class RunFolder:
 
     def stop(self, where: str) -> NoReturn:
         """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
-        folder = self.args.output_dir
-        saved = f"continue with --auto-resume; saved in {folder}" if folder else "no --output_dir: nothing was saved"
+        kept = f"continue with --auto-resume; saved in {self.path}"
+        saved = kept if self.path else "no --output_dir: nothing was saved"
         self.save()
         self.finish()
         self.processes.report(f"stopped by SIGTERM {where}; {saved}")

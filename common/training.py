@@ -107,8 +107,8 @@ class TrainingState:
         if changed:
             advice = "choose another --output_dir, or the options of that run (only its length may grow)"
             raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
-        check_finite(checkpoint["model"], source)
         try:
+            check_finite(checkpoint["model"], source)
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if "plateau" in checkpoint["lr_scheduler"]:  # the one schedule that is no function of the place in the run

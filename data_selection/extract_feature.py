@@ -22,7 +22,6 @@ from common.command_line import ArgumentParser, add_model_kwargs_option, number,
 from common.errors import InputError
 from common.files import check_folder, check_given, make_output_dir, scene_folder, scenes_name, split_folder
 
-SPLITS = ("train", "val", "test", "validation")
 VITS = ("vit_tiny", "vit_small", "vit_base")
 
 
@@ -39,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--no-labels", action="store_true", help="with Folder: every image below it; folders are no classes")
     add("--image_column", help="with HF: the column of images, where there are several")
-    add("--split", default="train", help="train; val, test or validation are the one other split; HF: any name")
+    add("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     add("--arch", default="vit_small", help=f"{', '.join(VITS)}, XCiT, resnet50: DINO's weights; any timm name: timm's")
     add("--patch_size", default=16, type=number(int, 1), help=f"patch size of {', '.join(VITS)}")
     add_model_kwargs_option(parser)
@@ -64,8 +63,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for option in ("extra_name", "split"):
         if Path(getattr(args, option)).name != getattr(args, option):
             raise InputError(f"--{option} {getattr(args, option)} goes into the file name and cannot be a path")
-    if args.dataset != "HF" and args.split not in SPLITS:
-        raise InputError(f"--split {args.split} is none of {', '.join(SPLITS)}")
     for option, dataset in (("no_labels", "Folder"), ("image_column", "HF")):
         if getattr(args, option) and args.dataset != dataset:
             raise InputError(f"--{option} goes with --dataset {dataset}, not with {args.dataset}")

@@ -1,6 +1,7 @@
 """From the images of a pool to its feature file, by one process or several; nothing is lost when one is killed."""
 
 import argparse
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from common.feature_file import (
     unfinished,
 )
 from common.files import atomic_file, locked, write_json
+from common.image_list import place_of
 from common.image_loader import image_name, missing_batches, reason_unreadable
 from common.images import cifar, class_folders, image_folder, image_list, image_tree, note_on_other_formats, open_rgb
 from common.networks import normalised
@@ -58,7 +60,12 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
 
         return HFImages(args.data_path, args.split, args.image_column, transform, loader)
     kinds = {"List": image_list, "Folder": image_tree if args.no_labels else image_folder}
-    return kinds[args.dataset](root, transform, loader)
+    pool = kinds[args.dataset](root, transform, loader)
+    if args.dataset == "List":
+        image, times = Counter(place_of(path) for path, _ in pool.samples).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{root} lists {image} {times} times, by different paths: leave one of them")
+    return pool
 
 
 def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
@@ -82,6 +89,8 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         stamps = pool_images(folder_of(root), pool) if processes.is_main else None
         file = FeatureFile(path, len(pool), described["d"], fingerprint(args, described, pool, root), stamps)
         if args.dataset == "Folder" and processes.is_main and (note := note_on_other_formats(root)):
+            processes.report(note)
+        if note := getattr(pool, "note", None):
             processes.report(note)
         if processes.is_main:
             print(in_words(described))
@@ -110,7 +119,7 @@ def check_finished(file: FeatureFile, described: dict[str, Any], root: Path) -> 
         before = read_pool_paths(file.path, n)
         same_paths = before.paths == [image.path for image in file.images]
         same_sizes = not before.sizes or before.sizes == [image.size for image in file.images]
-        if before.root != str(folder_of(root).resolve()):
+        if before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # it was not moved
             differs = f"the images of {before.root}"
         elif not (same_paths and same_sizes):
             differs = "other images"
@@ -128,10 +137,12 @@ def folder_of(root: Path) -> Path:
 def fingerprint(args: argparse.Namespace, described: dict[str, Any], pool: Dataset, root: Path) -> dict[str, Any]:
     """What the features depend on: an extraction is continued only if all of it is unchanged."""
     options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
-    images_of = getattr(pool, "identity", None)  # of images that are no files
+    known = {**options, **described, "weights": described["weights_checksum"]}  # wherever they are
     if hasattr(pool, "samples"):
-        images_of = str(folder_of(root).resolve())
-    return {**options, **described, **({"images_of": images_of} if images_of else {})}
+        known["folder"] = str(folder_of(root).resolve())
+    elif hasattr(pool, "identity"):  # images that are no files
+        known["images_of"] = pool.identity
+    return known
 
 
 def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:

@@ -189,7 +189,7 @@ def describe_images(images: Dataset) -> str:
             for row in images.indices
         )
     elif isinstance(images, ListedImages):  # whose labels may be corrected
-        names = (f"/{os.path.relpath(path, images.root)} {images.classes[label]}" for path, label in images.samples)
+        names = (f"{path.removeprefix(str(images.root))} {images.classes[label]}" for path, label in images.samples)
     elif isinstance(images, ImageFiles):
         names = (path[len(str(images.root)) :] for path, _ in images.samples)
     else:

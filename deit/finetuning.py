@@ -29,8 +29,6 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         processes.report(note)
     model = models.build_model(args, len(data.classes))
     weights, own_checkpoint = models.load_weights(args, model, data.classes)
-    if weights == "none":
-        processes.report("note: neither --resume nor --finetune is given: the network starts from random weights")
     model.to(processes.device)
     frozen = args.freeze == "backbone"
     head = models.linear_head(args, model) if frozen or args.head_init == "linear" else None
@@ -95,6 +93,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             raise InputError(f"{what}: one with unlabelled images, one without")
         processes.report(f"resumed {own_checkpoint[1]} at epoch {state.epoch}, update {state.update}")
     else:
+        if weights == "none":
+            processes.report("note: neither --resume nor --finetune is given: the network starts from random weights")
         state.epoch, state.soft_labels = args.start_epoch, soft_labels
         if args.auto_resume:
             processes.report(f"no checkpoint in {args.output_dir}: starting at epoch {state.epoch}")

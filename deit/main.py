@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_given(args.subset_ids, "--subset_ids")
     check_given([args.finetune, args.resume], "checkpoint")
     check_given([*args.labels, args.val_labels or ""], "list of labels")
-    if not args.data_set.startswith("CIFAR"):  # which is downloaded
+    # CIFAR is downloaded; lists may name images anywhere.
+    if not args.data_set.startswith("CIFAR") and (args.data_set != "CSV" or args.unlabelled):
         check_folder(args.data_path)
     from common.run_folder import run_trainer  # with torch and timm, seconds to load
     from deit.finetuning import finetune

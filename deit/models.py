@@ -98,9 +98,11 @@ def check_network(checkpoint: dict[str, Any], source: str, model: nn.Module) -> 
     if pooling != our_pooling:
         raise InputError(f"{source} was trained with another feature: add global_pool={pooling} to --model-kwargs")
     # The published code has no keywords. To another img_size position embeddings are interpolated.
-    keys = {*trained, *ours} - {"img_size", "global_pool"} if trained is not None else ()
+    keys = {*trained, *ours} - {"img_size", "dynamic_img_size", "global_pool"} if trained is not None else ()
+    keys = [key for key in keys if "drop" not in key]  # which is for training
     theirs = {key: trained.get(key) for key in keys} | {key: run[key] for key in ("mean", "std") if key in run}
     mean, std = model.statistics
     changed = differences(theirs, {key: ours.get(key) for key in keys} | {"mean": mean, "std": std})
     if changed:
-        raise InputError(f"{source} was trained with another --model or --model-kwargs: {'; '.join(changed)}")
+        advice = "give the --model and --model-kwargs of that run"
+        raise InputError(f"{source} is of another network: {'; '.join(changed)}: {advice}")

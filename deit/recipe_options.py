@@ -16,7 +16,7 @@ PUBLISHED_TOTAL_BATCH = 512  # --lr is for this many images per update
 PUBLISHED_LR = 0.01
 PUBLISHED_HFLIP = 0.5
 PUBLISHED_EPOCHS = 1000
-MOST_NOISE = 1000  # of the learning rate, as a multiple of its limit
+MOST_NOISE = 1000  # of --lr-noise-std, as a multiple of --lr-noise-pct
 # What --recipe few-labels changes of the published recipe. Settled on random subsets of CIFAR-10 and the digits, with
 # other seeds than those of any table (experiments/README.md). The least crop of large images is not measured.
 FEW_LABELS = {

@@ -1,8 +1,8 @@
 """Commands that run several at a time, each once: what is finished is skipped, what was stopped is resumed.
 
 Starting Python with torch and timm takes seconds, more than many of the commands themselves. So a fork server imports
-them once, and forks a process for each command. concurrent.futures can neither tell a
-running command to save and end, nor say with what exit code it has ended.
+them once, and forks a process for each command; not by concurrent.futures, which can neither tell a running command to
+save and end, nor say with what exit code it has ended.
 """
 
 import gc
@@ -45,6 +45,7 @@ PRELOADED = [
     "scipy.stats",
     "matplotlib.figure",
 ]
+THREADS = "OMP_NUM_THREADS"
 SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
 
 
@@ -132,7 +133,7 @@ def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describ
     stale = sum(job.record.is_file() and not is_current(recorded(job), job.commands) for job in waiting)
     again = f", {stale} of them again, made with other options or by another version" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
-    context, free = start_fork_server(slots[0]) if waiting else None, list(slots)
+    context, free = start_fork_server(slots[0].get(THREADS)) if waiting else None, list(slots)
     running: dict[int, tuple[Job, BaseProcess, Mapping[str, str]]] = {}  # by what becomes ready when the process ends
     with progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0) as bar:
         try:
@@ -174,9 +175,10 @@ def failure(job: Job, code: int) -> str:
     return f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
 
 
-def start_fork_server(environment: Mapping[str, str]) -> BaseContext:
-    """Returns: what makes processes that are forked from it."""
-    os.environ |= environment  # libraries read their number of threads when they are loaded
+def start_fork_server(threads: str | None) -> BaseContext:
+    """Returns: what makes processes that are forked from it, of so many threads."""
+    if threads:
+        os.environ[THREADS] = threads  # libraries read it when they are loaded
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
     # Inherited by all: Ctrl-C is for the driver, which then asks its commands to save.

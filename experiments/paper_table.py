@@ -138,7 +138,7 @@ def check_options(name: str, given: str, options: str, protocol: Protocol) -> No
     except ValueError as error:
         raise InputError(f"{name} {given!r} cannot be split into words: {error}") from None
     if given_too := [option for option, values in taken.items() if values is not None]:
-        raise InputError(f"{name} gives --{given_too[0]}, which the table sets for each of its commands")
+        raise InputError(f"{name} gives --{given_too[0].replace('_', '-')}, about which the table decides")
     segments = protocol.trainer == "segmenter"
     parse_options = parse_segmentation_options if segments else parse_finetuning_options
     with tempfile.TemporaryDirectory() as folder:

@@ -43,6 +43,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
+    elif weights == "none":
+        processes.report("note: --resume is not given: the encoder starts from random weights")
     state.lr_scheduler.step_update(state.update)
     loss = lambda model, images, targets: builders.pixel_loss(model(images), targets, processes)  # noqa: E731
     recipe = Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, args.output_dir)

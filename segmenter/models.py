@@ -21,6 +21,7 @@ from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrai
 from common.errors import InputError
 from common.networks import create_network
 from common.run_folder import read_trained
+from common.training import differences
 
 HEAD_SIZE = 64  # channels of an attention head
 VIT_MODULES = ("vision_transformer", "deit", "eva")
@@ -141,9 +142,9 @@ def load_weights(
     if args.eval:
 
         def same_model(options: argparse.Namespace, _: dict[str, Any]) -> PixelClassifier:
-            for name in ("model_kwargs", "decoder"):
-                if getattr(options, name) != getattr(args, name):
-                    raise InputError(f"{args.resume} was trained with {name} {getattr(options, name)}: give the same")
+            then, now = ({name: vars(of).get(name) for name in ("model_kwargs", "decoder")} for of in (options, args))
+            if changed := differences(then, now):
+                raise InputError(f"{args.resume} is of another network: {'; '.join(changed)}: give what it had")
             return model
 
         read_trained(args.resume, "segmenter/main.py", same_model, classes)

@@ -21,5 +21,5 @@ def test_the_extractions_benchmark_prints_the_images_per_second_of_each_kind(mon
 def test_the_selections_benchmark_prints_the_ratio_of_the_reference_to_the_fast_form(capsys):
     options = "--n 200 --k 5 --iterations 3 --timed_iterations 1 --repeats 1 --methods select reference"
     bench_selection.main(options.split())
-    figures = r"( +-?[\d.]+ s +-?[\d.]+ s +-?\d+ MB){2} +[\d.na]+ s +[\d.]+ s( +-?[\d.]+x){3}"
+    figures = r"( +-?[\d.]+ s +-?[\d.]+ s +(-?\d+|nan) MB){2} +[\d.na]+ s +[\d.]+ s( +-?[\d.]+x){3}"
     assert re.search(rf"^ +200 +5{figures}$", capsys.readouterr().out, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pickle
 import random
@@ -286,7 +287,7 @@ def test_resume_refuses_a_finished_file_of_weights_that_were_replaced(pool, back
     torch.save(weights, tmp_path / "weights.pth")
     main(folder_options(pool, tmp_path / "weights.pth", tmp_path))
     torch.save({name: weight + 1 for name, weight in weights.items()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="is finished, and has weights_checksum"):
+    with pytest.raises(InputError, match="is finished, and has weights checksum"):
         main(folder_options(pool, tmp_path / "weights.pth", tmp_path, "--resume"))
 
 
@@ -301,8 +302,38 @@ def test_resume_refuses_a_folder_of_the_same_names_elsewhere(pool, backbone, tmp
     damaged.write_bytes(b"no image")
     with pytest.raises(InputError, match="zz.png"):
         main(folder_options(tmp_path / "a/photos", backbone, tmp_path))
-    with pytest.raises(InputError, match="was begun differently: images_of was .*/a/photos, is .*/b/photos"):
+    with pytest.raises(InputError, match="was begun differently: folder was .*/a/photos, is .*/b/photos"):
         main(folder_options(tmp_path / "b/photos", backbone, tmp_path, "--resume"))
+
+
+def begun(pool_folder, backbone, tmp_path):
+    """An extraction that ended at an image that cannot be read, which is not there any more."""
+    damaged = pool_folder / "zz.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match="zz.png"):
+        main(folder_options(pool_folder, backbone, tmp_path))
+    damaged.unlink()
+    return next(tmp_path.glob("*.partial.json"))
+
+
+def test_a_pool_that_was_moved_is_resumed_with_all_its_features(pool, backbone, tmp_path, monkeypatch):
+    shutil.copytree(pool / "train" / CLASSES[0], tmp_path / "a" / "photos")
+    begun(tmp_path / "a" / "photos", backbone, tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    computed, seen = [], Backbone.features
+    monkeypatch.setattr(Backbone, "features", lambda *args: computed.append(1) or seen(*args))
+    main(folder_options(tmp_path / "b" / "photos", backbone, tmp_path, "--resume"))
+    assert len(computed) == 1  # of an empty image, for d
+
+
+def test_what_an_older_version_did_not_note_is_no_difference(pool, backbone, tmp_path):
+    photos = shutil.copytree(pool / "train" / CLASSES[0], tmp_path / "photos")
+    settings = begun(photos, backbone, tmp_path)
+    noted = json.loads(settings.read_text())
+    for new in ("folder", "weights_checksum", "model", "feature"):
+        del noted[new]
+    settings.write_text(json.dumps(noted))
+    assert main(folder_options(photos, backbone, tmp_path, "--resume")).is_file()
 
 
 def test_resume_refuses_a_finished_file_of_other_labels(pool, backbone, tmp_path):

@@ -96,15 +96,15 @@ def test_evaluation_on_other_classes_is_refused(pool, backbone, tmp_path):
 def test_evaluation_of_a_network_that_was_built_otherwise_is_refused(pool, backbone, tmp_path):
     main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
     evaluation = options(pool, "--eval", "--resume", tmp_path / "checkpoint.pth")
-    with pytest.raises(InputError, match="was trained with another --model or --model-kwargs: num_heads was 2, is 3"):
+    with pytest.raises(InputError, match="is of another network: num_heads was 2, is 3: give the --model"):
         main([*evaluation, *(option.replace("num_heads=2", "num_heads=3") for option in TINY)])
-    with pytest.raises(InputError, match="was trained with another --model or --model-kwargs: mean was"):
+    with pytest.raises(InputError, match="is of another network: mean was"):
         main([*evaluation, "--model", "vit_tiny_patch16_224.augreg_in21k"])
 
 
 def test_keywords_that_name_files_of_weights_are_refused(pool, backbone):
     given = ["--model-kwargs", "checkpoint_path=evil.pth"]
-    with pytest.raises(InputError, match="checkpoint_path in --model-kwargs is about weights, not the network"):
+    with pytest.raises(InputError, match="the keyword checkpoint_path is about weights, not the network"):
         main([*options(pool, "--resume", backbone), *given])
 
 

@@ -75,7 +75,7 @@ def test_what_changes_the_course_of_a_run_is_refused_with_the_difference(
 
 def test_another_model_is_refused_when_its_own_checkpoint_is_given_to_resume(finished, pool, backbone, tmp_path):
     given = ["--subset_ids", finished / "A.json", "--epochs", 3, "--resume", finished / "out" / "checkpoint.pth"]
-    with pytest.raises(InputError, match="another --model or --model-kwargs: depth was 2, is 3"):
+    with pytest.raises(InputError, match="is of another network: depth was 2, is 3"):
         main([*options(pool, backbone, tmp_path / "out", *given), "depth=3"])
 
 

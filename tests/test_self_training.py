@@ -34,9 +34,9 @@ def test_labels_spread_to_the_cluster_that_they_lie_in():
     features, labels = clusters(per_class=40)
     _, known = np.unique(labels, return_index=True)  # one of each class
     order = np.concatenate([known, np.setdiff1d(np.arange(len(labels)), known)])
-    spread = propagate_labels(features[order], labels[known], 3)
-    np.testing.assert_allclose(spread.sum(axis=1), 1)
-    assert (spread.argmax(axis=1) == labels[order]).all()
+    propagated = propagate_labels(features[order], labels[known], 3)
+    np.testing.assert_allclose(propagated.sum(axis=1), 1)
+    assert (propagated.argmax(axis=1) == labels[order]).all()
 
 
 def test_spreading_is_the_plain_iteration_over_the_dense_graph():

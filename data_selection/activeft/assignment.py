@@ -79,7 +79,7 @@ class NearestPrototypes:
         self.plain = features.device.type != "cpu" or min(len(features), k) <= FEW_PROTOTYPES
         self.centres: Tensor | None = None  # of the last call
         self.nearest: Tensor | None = None  # of each sample, as far as the list knows (n,)
-        self.bounding: BoundingRows | None = None
+        self.projected: ProjectedRows | None = None
         self.pairs: PairList | None = None
 
     def __call__(self, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +93,8 @@ class NearestPrototypes:
         similarity = listed_similarities(self.features, centres, starts, self.nearest)
         if self.pairs is None or not self.pairs.follow(centres, steps, self.nearest):
             self.pairs = None  # before there are two
-            self.bounding = self.bounding or BoundingRows(self.features)
-            self.pairs = PairList(self.bounding, centres, steps, self.nearest, similarity, self.chunk)
+            self.projected = self.projected or ProjectedRows(self.features)
+            self.pairs = PairList(self.projected, centres, steps, self.nearest, similarity, self.chunk)
         self.nearest, similarity = self.pairs.best(centres, self.nearest, similarity)
         rows = (similarity < self.pairs.floor).nonzero().squeeze(1)
         if not len(rows):
@@ -105,7 +105,7 @@ class NearestPrototypes:
         return nearest, similarity
 
 
-class BoundingRows:
+class ProjectedRows:
     """Unit rows (n, d) in their principal axes: vectors (n, e + 2) that end with 1 and with -floor of a list."""
 
     def __init__(self, features: Tensor):
@@ -124,17 +124,25 @@ class PairList:
     """
 
     def __init__(
-        self, own: BoundingRows, centres: Tensor, steps: Tensor, nearest: Tensor, similarity: Tensor, chunk: int | None
+        self,
+        projected: ProjectedRows,
+        centres: Tensor,
+        steps: Tensor,
+        nearest: Tensor,
+        similarity: Tensor,
+        chunk: int | None,
     ):
         n, k = len(similarity), len(centres)
-        self.own, self.chunk, self.work = own, chunk, 0  # since the list was made
+        self.projected, self.chunk, self.work = projected, chunk, 0  # since the list was made
         self.floor = similarity - FALL
-        own.vectors[:, -1] = -self.floor
+        projected.vectors[:, -1] = -self.floor
         self.listed_at, self.reach, self.path = centres.clone(), torch.zeros(k), torch.zeros(k)
         self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # of the pairs on the list (p,)
         self.bounds = torch.empty(0)  # on similarity - path, (p,)
         sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
-        bounds = own.vectors[sampled, :-2] @ bounding(centres, own.axes).T  # (some, e) x (e, k) -> (some, k)
+        bounds = (
+            projected.vectors[sampled, :-2] @ bounding(centres, projected.axes).T
+        )  # (some, e) x (e, k) -> (some, k)
         iterations = (self.floor[sampled, None] - bounds) / speeds(steps)  # in which one could come above the floor
         pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
         wanted = min(pairs * len(iterations), iterations.numel())
@@ -165,8 +173,10 @@ class PairList:
         m = len(some)
         centres, reach = centres[some], speeds(steps)[some] * self.horizon
         self.listed_at[some], self.reach[some] = centres, reach
-        vectors = F.pad(bounding(centres, self.own.axes), (0, 2), value=1.0)  # (m, e + 2): and what is added, and 1
-        vectors[:, -2] = reach + 4 * self.own.rounding
+        vectors = F.pad(
+            bounding(centres, self.projected.axes), (0, 2), value=1.0
+        )  # (m, e + 2): and what is added, and 1
+        vectors[:, -2] = reach + 4 * self.projected.rounding
         vectors = vectors.T.contiguous()
         beyond = reach + self.path[some]
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
@@ -174,7 +184,7 @@ class PairList:
         # New ones for every chunk would leave holes in memory.
         buffer, flags = torch.empty(chunk, m), torch.empty(chunk * m, dtype=torch.bool)
         for piece in chunks(len(self.floor), chunk):
-            bounding_rows = self.own.vectors[piece]
+            bounding_rows = self.projected.vectors[piece]
             # How far similarities would come above the floor: (chunk, e + 2) x (e + 2, m) -> (chunk, m)
             above = torch.mm(bounding_rows, vectors, out=buffer[: len(bounding_rows)]).view(-1)
             places = torch.gt(above, 0, out=flags[: len(above)]).nonzero().squeeze(1)
@@ -193,8 +203,8 @@ class PairList:
         broken = broken[order]
         columns = self.columns[broken]
         starts = F.pad(torch.bincount(rows, minlength=len(similarity)).cumsum(0), (1, 0))
-        found = listed_similarities(self.own.features, centres, starts, columns)
-        self.bounds[broken] = found + (self.own.rounding - self.path[columns])
+        found = listed_similarities(self.projected.features, centres, starts, columns)
+        self.bounds[broken] = found + (self.projected.rounding - self.path[columns])
 
         best = similarity.scatter_reduce(0, rows.long(), found, "amax")
         better = ((found == best[rows]) & (found > similarity[rows])).nonzero().squeeze(1)
@@ -203,7 +213,7 @@ class PairList:
         # On the list, what was the nearest changes places with what is.
         before = nearest[rows]
         self.columns[broken] = before.int()
-        self.bounds[broken] = similarity[rows] + (self.own.rounding - self.path[before])
+        self.bounds[broken] = similarity[rows] + (self.projected.rounding - self.path[before])
         return nearest.index_put((rows,), columns), best
 
 

@@ -60,9 +60,14 @@ def add_pool_options(parser: argparse.ArgumentParser, feature_path: str, percent
 
 def percentage(text: str) -> Fraction:
     """An exact percentage in (0, 100]: as floats, 50000 * 2.3 * 0.01 would give 1149 samples."""
-    if not 0 < number(float)(text) <= 100:  # first: to make a fraction of 1e99999999 takes hours
+    try:
+        # Not of any size: the fraction of 1e99999999 would take hours.
+        percent = Fraction(text if "/" in text or 0 < float(text) <= 100 else 0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < percent <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not in (0, 100]")
-    return Fraction(text)
+    return percent
 
 
 def percentages(text: str) -> list[Fraction]:

@@ -48,7 +48,8 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
         raise InputError(
             f"{option} names files, and the images of {pool.root} are no files: use --copy_images or --export_csv"
         )
-    if broken := next((path for path in pool.paths if "\n" in path or "\r" in path), None):
+    lists = args.export_paths or args.export_csv
+    if broken := lists and next((path for path in pool.paths if "\n" in path or "\r" in path), None):
         raise InputError(f"{broken!r} has a line break in its name, which lists cannot hold: rename it, extract again")
     if args.export_csv or args.copy_images is not None or args.export_tasks:
         pool.check_unchanged(args.feature_path)
