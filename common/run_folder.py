@@ -143,9 +143,8 @@ class RunFolder:
         if not kept and not unfinished.is_dir():
             return
         unfinished.mkdir(exist_ok=True)
-        for file in (self.log_path, self.path / "summary.json"):
-            if file.is_file():
-                shutil.copy(file, unfinished)
+        for file in filter(Path.is_file, (self.log_path, self.path / "summary.json")):
+            shutil.copy(file, unfinished)
         for checkpoint in kept:
             checkpoint.replace(unfinished / checkpoint.name)
         shutil.rmtree(previous, ignore_errors=True)
