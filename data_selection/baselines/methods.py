@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 MEASURED_ON = (
     "measured for 1,000 of 50,000 images, 384 features of each: CPU seconds (user and system) of the whole command "
-    "with one thread on an idle server, and its peak resident memory, of which Python with torch is 664 MB"
+    "with one thread on a server that is idle or runs another of them, and its peak resident memory, of which Python with torch is 664 MB"
 )
 
 
@@ -42,7 +42,7 @@ BASELINES = {
         "farthest point sampling on unit features",
         "nothing",
         "n k similarities; O(n) memory",
-        "5.3 s, 789 MB",
+        "10 s, 679 MB",
         "data_selection.activeft.prototypes:farthest_points",
     ),
     "kmeans": Baseline(
@@ -56,14 +56,14 @@ BASELINES = {
         "greedy k-centre on the features as extracted (Sener and Savarese, ICLR 2018)",
         "features whose norms mean something",
         "n k similarities; O(n) memory",
-        "5.4 s, 789 MB",
+        "9.6 s, 683 MB",
         "data_selection.activeft.prototypes:farthest_points",
     ),
     "herding": Baseline(
         "samples whose mean follows the pool's (Welling, ICML 2009)",
         "nothing",
         "n k similarities; O(n) memory",
-        "5.0 s, 715 MB",
+        "6.9 s, 683 MB",
         "data_selection.baselines.herding:herding_samples",
     ),
     "typiclust": Baseline(
@@ -84,8 +84,8 @@ BASELINES = {
     "maxherding": Baseline(
         "samples that cover most of the pool, the nearer the better (Bae et al., ECCV 2024)",
         "nothing; --sigma, 1, hardly matters",
-        "n^2 similarities at first, about 7 n^2 for k = n / 50; O(n) memory",
-        "264 s, 857 MB",
+        "n^2 / 2 similarities at first, about 7 n^2 for k = n / 50; O(n) memory",
+        "220 s, 717 MB",
         "data_selection.baselines.herding:maxherding_samples",
         ("sigma",),
     ),
@@ -93,7 +93,7 @@ BASELINES = {
         "core samples by ActiveFT, then boundaries of their pseudo-classes (Lu et al., NeurIPS 2024)",
         "a budget well above the number of core samples K (--core_number): with few labels, boundaries mislead",
         "n K similarities per iteration of ActiveFT, at most n (K + k) after it; O(n) memory and the rows of a class",
-        "14 s, 803 MB",
+        "8.3 s, 769 MB",
         "data_selection.baselines.bilaf:bilaf_samples",
         ("core_number", "core_ids", "core_method"),
     ),
