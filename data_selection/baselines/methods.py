@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 MEASURED_ON = (
     "measured for 1,000 of 50,000 images, 384 features of each: CPU seconds (user and system) of the whole command "
-    "with one thread on a server that is idle or runs another of them, and its peak resident memory, of which Python with torch is 664 MB"
+    "with one thread, on a server that was idle or ran another of them, and its peak resident memory, of which Python "
+    "with torch is 664 MB"
 )
 
 
