@@ -341,9 +341,12 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels is of images with one label each"),
         (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is of images with one label"),
         (["--few_labels_options=--mixup 0.2"], "--unlabelled 4000 has soft labels, and --mixup"),
-        (["--finetuning_options=--eval"], "--finetuning_options gives --eval, which the table sets"),
-        (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, which the table sets"),
-        (["--finetuning_options=--output_dir X"], "--finetuning_options gives --output_dir, which the table sets"),
+        (["--finetuning_options=--eval"], "--finetuning_options gives --eval, about which the table decides"),
+        (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, about which the table decides"),
+        (
+            ["--finetuning_options=--output_dir X"],
+            "--finetuning_options gives --output-dir, about which the table decides",
+        ),
         (
             ["--dataset", "ADE20K", "--readouts", "linear", "--finetuning_options=--decoder linear"],
             "--probe linear has a decoder of its own",

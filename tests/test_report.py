@@ -335,7 +335,7 @@ def test_the_report_says_what_the_features_are(given, capsys):
 def test_held_out_features_of_another_network_are_refused(given):
     describe(given / "pool.npy")
     describe(given / "held_out.npy", input_size=256)
-    with pytest.raises(InputError, match="has other features than the pool: input_size 256 instead of 224"):
+    with pytest.raises(InputError, match="has other features than the pool: input size 256 instead of 224"):
         write_report(given, "--eval_feature_path", given / "held_out.npy")
 
 
