@@ -25,9 +25,9 @@ from common.files import atomic_file, check_given, checksum, kind_of_file
 Weights = dict[str, Tensor]
 
 # The parts of a run's own checkpoint: the published code's, what is saved beside them, and what that says of the run.
-PUBLISHED = {"model": {}, "optimizer": {}, "lr_scheduler": {}, "epoch": 0}
-OWN = {"args": {}, "run": {}, "update": 0, "losses": [], "last": {}, "best": {}}
-OF_A_RUN = {"classes": [], "mean": [], "std": [], "built_with": {}}
+PUBLISHED = {"model": dict, "optimizer": dict, "lr_scheduler": dict, "epoch": int}
+OWN = {"args": dict, "run": dict, "update": int, "losses": list, "last": dict, "best": dict}
+OF_A_RUN = {"classes": list, "mean": list, "std": list, "built_with": dict}
 
 # Classification heads (timm's and torchvision's names) and DINO's projection head; `head_dist` is DeiT's second head.
 HEADS = ("head.", "head_dist.", "fc.")
@@ -116,14 +116,15 @@ def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """A run's own checkpoint, its options a dictionary, what it lacks empty. Raises InputError for a damaged part."""
     args = checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
-    complete = PUBLISHED | OWN | {key: value for key, value in checkpoint.items() if value is not None}
+    empty = {key: kind() for key, kind in OWN.items()}  # new ones: a resumed run adds to its losses and its best
+    complete = empty | {key: value for key, value in checkpoint.items() if value is not None or key not in OWN}
     if not isinstance(checkpoint.get("run"), dict):  # the published code's, or a stranger's, who means other things
-        complete |= OWN
+        complete |= empty
     complete["args"] = options if isinstance(options, dict) else {}
     for whole, known in ((complete, PUBLISHED | OWN), (complete["run"], OF_A_RUN)):
-        for key, empty in known.items():
-            if not isinstance(value := whole.get(key, empty), type(empty)):
-                raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(value).__name__}")
+        for key, kind in known.items():
+            if key in whole and not isinstance(whole[key], kind):
+                raise InputError(f"checkpoint {path} is damaged: its {key} is a {type(whole[key]).__name__}")
     return complete
 
 

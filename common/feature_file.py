@@ -18,6 +18,7 @@ from common.files import kind_of_file, read_json, write_json
 from common.pool_paths import PoolImage
 
 ROWS_AT_A_TIME = 65536
+DESCRIBED = {"model", "weights", "feature", "d", "input_size", "interpolation", "mean", "std"}  # of features
 MOST_CLASSES = 2**24  # whole numbers are exact in float32 up to here
 
 
@@ -67,9 +68,6 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
     return table[:, :-1], column.astype(np.int64)
 
 
-DESCRIBED = {"model", "weights", "feature", "d", "input_size", "interpolation", "mean", "std"}  # of features
-
-
 def description_file(feature_path: Path) -> Path:
     """Where it is written what the features are: model, weights, token, d, size, mean, std, interpolation."""
     return feature_path.with_suffix(".json")
@@ -105,8 +103,9 @@ class FeatureFile:
     """A feature file that is written block by block, by one process or several.
 
     Usage: `prepare` in one process, then `open` and `write` in each, then `finish` in one. `settings` is what the
-    features depend on: an unfinished file is continued only by a run with the same. `images` are those of a pool of
-    files: a run with other ones keeps the rows of those that are still there and unchanged.
+    features depend on: an unfinished file is continued only by a run with the same; their `folder` may have been moved.
+    `images` are those of a pool of files: a run with other ones keeps the rows of those that are still there and
+    unchanged.
     """
 
     def __init__(self, path: Path, n: int, d: int, settings: dict[str, Any], images: Sequence[PoolImage] | None = None):

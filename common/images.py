@@ -165,9 +165,12 @@ def walk(folder: str) -> list[tuple[str, list[str]]]:
     found, above = [], {folder: {identity(folder)}}  # of each folder, and those that it is in
     for inside, subfolders, files in os.walk(folder, followlinks=True):
         own = above.pop(inside)
-        paths = {name: os.path.join(inside, name) for name in subfolders if not is_hidden(name)}  # noqa: PTH118
-        subfolders[:] = (name for name, path in paths.items() if identity(path) not in own)
-        above |= {paths[name]: own | {identity(paths[name])} for name in subfolders}
+        for name in [*subfolders]:
+            path = os.path.join(inside, name)  # noqa: PTH118 - as os.walk will name it
+            if is_hidden(name) or (known := identity(path)) in own:
+                subfolders.remove(name)
+            else:
+                above[path] = own | {known}
         found.append((inside, sorted(files)))
     return sorted(found)
 

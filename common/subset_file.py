@@ -82,14 +82,19 @@ def is_image_list(path: str) -> bool:
         return False  # said by who reads it
 
 
+def beside(subset: Path, ending: str) -> Path:
+    """What is kept beside the JSON of a subset, by its name, which may have dots."""
+    return subset.with_name(f"{subset.name.removesuffix('.json')}_{ending}")
+
+
 def losses_file(subset: Path) -> Path:
     """Where the loss of every iteration that led to a subset is kept, one per line."""
-    return subset.with_name(f"{subset.name.removesuffix('.json')}_losses.txt")
+    return beside(subset, "losses.txt")
 
 
 def provenance_file(subset: Path) -> Path:
     """Where the provenance of a subset is kept: JSON, by its suffix told apart from a subset."""
-    return subset.with_name(f"{subset.name.removesuffix('.json')}_provenance.txt")
+    return beside(subset, "provenance.txt")
 
 
 def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, Any]:

@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     from experiments.results import Result
 
 
+# Options of main.py that are the table's own.
+SET_BY_THE_TABLE = (
+    "--resume", "--subset_ids", "--data-path", "--output_dir", "--seed", "--recipe", "--model", "--model-kwargs",
+    "--data-set", "--probe", "--eval", "--auto-resume",
+)  # fmt: skip
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
     """Returns: the options, and the protocol that they make."""
     percent = number(float, above=0, maximum=100)
@@ -130,8 +137,7 @@ def check_options(name: str, given: str, options: str, protocol: Protocol) -> No
     options: all that come after those of the table, with the `given` ones in them.
     """
     ours = ArgumentParser("")
-    set_by_the_table = ["--recipe", "--model", "--model-kwargs", "--data-set", "--probe", "--eval", "--auto-resume"]
-    for option in ("--resume", "--subset_ids", "--data-path", "--output_dir", "--seed", *set_by_the_table):
+    for option in SET_BY_THE_TABLE:
         ours.add_argument(option, nargs="*")
     try:
         taken = vars(ours.parse_known_args(shlex.split(given))[0])

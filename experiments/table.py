@@ -100,7 +100,7 @@ def difference_text(
 
 def measured(protocol: Protocol, values: Sequence[float], sign: str, plus: str = "", bold: bool = False) -> str:
     """Mean and spread, marked, and on how many seeds they rest where that is not all of them."""
-    text, done, seeds = (plus_minus(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds))
+    text, done, seeds = plus_minus(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds)
     parts = [f"**{text}**" if bold else text, sign, f"[{done} of {seeds} seeds]" if done < seeds else ""]
     return " ".join(part for part in parts if part)
 

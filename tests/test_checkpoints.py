@@ -217,3 +217,5 @@ def test_of_a_published_checkpoint_what_it_lacks_is_empty(tmp_path):
     torch.save(published, tmp_path / "c.pth")
     read = read_checkpoint(tmp_path / "c.pth")
     assert (read["args"], read["run"], read["best"], read["update"]) == ({"opt": "sgd"}, {}, {}, 0)
+    read["losses"].append(1.0)  # as the run that resumes it does
+    assert read_checkpoint(tmp_path / "c.pth")["losses"] == []

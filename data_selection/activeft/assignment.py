@@ -140,9 +140,8 @@ class PairList:
         self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # of the pairs on the list (p,)
         self.bounds = torch.empty(0)  # on similarity - path, (p,)
         sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
-        bounds = (
-            projected.vectors[sampled, :-2] @ bounding(centres, projected.axes).T
-        )  # (some, e) x (e, k) -> (some, k)
+        # (some, e) x (e, k) -> (some, k)
+        bounds = projected.vectors[sampled, :-2] @ bounding(centres, projected.axes).T
         iterations = (self.floor[sampled, None] - bounds) / speeds(steps)  # in which one could come above the floor
         pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
         wanted = min(pairs * len(iterations), iterations.numel())
@@ -173,9 +172,8 @@ class PairList:
         m = len(some)
         centres, reach = centres[some], speeds(steps)[some] * self.horizon
         self.listed_at[some], self.reach[some] = centres, reach
-        vectors = F.pad(
-            bounding(centres, self.projected.axes), (0, 2), value=1.0
-        )  # (m, e + 2): and what is added, and 1
+        # (m, e + 2): bounding, and what is added, and 1
+        vectors = F.pad(bounding(centres, self.projected.axes), (0, 2), value=1.0)
         vectors[:, -2] = reach + 4 * self.projected.rounding
         vectors = vectors.T.contiguous()
         beyond = reach + self.path[some]

@@ -16,6 +16,7 @@ from common.errors import InputError
 from common.files import atomic_file, make_output_dir, write_json
 from common.image_list import read_image_list, write_image_list
 from common.pool_paths import PoolPaths, read_pool_paths
+from common.subset_file import beside
 from data_selection.activeft.assignment import representatives
 from data_selection.activeft.pool import Pool
 
@@ -32,7 +33,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def labels_file(subset: Path) -> Path:
-    return subset.with_name(f"{subset.name.removesuffix('.json')}_labels.csv")
+    return beside(subset, "labels.csv")
 
 
 def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> PoolPaths | None:
@@ -74,7 +75,7 @@ def export(
     """
     ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
     if args.export_paths:
-        listing = subset.with_name(f"{subset.name.removesuffix('.json')}_paths.txt")
+        listing = beside(subset, "paths.txt")
         with atomic_file(listing) as temporary:  # paths in any encoding
             temporary.write_bytes(b"".join(os.fsencode(Path(pool.root, pool.paths[i])) + b"\n" for i in indices))
         print(f"wrote the paths of the chosen images to {listing}")
@@ -83,7 +84,7 @@ def export(
         write_image_list(labels_file(subset), CSV_COLUMNS, rows)
         print(f"wrote {labels_file(subset)}: fill in the column label")
     if args.export_tasks:
-        tasks = subset.with_name(f"{subset.name.removesuffix('.json')}_tasks.json")
+        tasks = beside(subset, "tasks.json")
         write_json(tasks, [task(pool, index, represents[index]) for index in ranked], indent=1)
         print(
             f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
