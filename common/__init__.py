@@ -1,10 +1,10 @@
-"""What the stages share: checkpoints, networks, images, processes, training, files, and errors of one line.
+"""Code shared by the stages: checkpoints, networks, images, processes, training, files, and one-line errors.
 
-Scripts import it before torch, whose threads are set up when it is loaded.
+Scripts import it before torch, which sets up its threads when it is loaded.
 """
 
 from common.cpus import share_processors
 
-VERSION = "1.2"  # another one where the same command gives other numbers: the tables then run it again
+VERSION = "1.2"  # change it when the same command gives other numbers: the tables then rerun it
 
 share_processors()

@@ -1,7 +1,7 @@
-"""All batches of a run as one stream: workers live through it, and any place in it can be the start.
+"""All batches of a run as one stream: its workers live for the whole run, and a run can start anywhere in it.
 
-What an image looks like after augmentation depends on --seed, the epoch and its position among the epoch's draws, and
-on nothing else: not on the number of workers, processes or accumulation steps, nor on where a run was interrupted.
+What an image looks like after augmentation depends only on --seed, the epoch and its position among the epoch's draws:
+not on the number of workers, processes or accumulation steps, nor on where a run was interrupted.
 """
 
 import itertools
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-REPEATS = 3  # of each image in an epoch of repeated augmentation
-DRAWS = 256  # such an epoch is a whole number of these
+REPEATS = 3  # per image, in an epoch of repeated augmentation
+DRAWS = 256  # the number of draws in such an epoch is a multiple of this
 
 
 class Draw(NamedTuple):
-    """One draw of an epoch: which image, and its position among all draws of the epoch in all processes."""
+    """One draw of an epoch: the image's index, and its position among the draws of the epoch in all processes."""
 
     index: int
     epoch: int
@@ -29,10 +29,10 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How one process's draws of an epoch become updates, and updates micro-batches.
+    """How one process's draws of an epoch are split into updates, and updates into micro-batches.
 
-    draws: of this process in an epoch. update_size: of them in one update. micro_size: of them in one forward pass.
-    The last update, and the last micro-batch of an update, may be smaller. processes: how many do the same.
+    draws: per epoch, in this process. update_size: draws per update. micro_size: draws per forward pass.
+    The last update, and the last micro-batch of an update, may be smaller. processes: how many follow this plan.
     """
 
     draws: int
@@ -42,7 +42,7 @@ class EpochPlan:
 
     @property
     def images_per_update(self) -> int:
-        """Over all processes."""
+        """The number of images per update, over all processes."""
         return self.update_size * self.processes
 
     @property
@@ -50,7 +50,7 @@ class EpochPlan:
         return math.ceil(self.draws / self.update_size)
 
     def micro_batches(self, update: int) -> list[int]:
-        """The sizes of the micro-batches of one update."""
+        """Return the sizes of the micro-batches of one update."""
         size = min(self.update_size, self.draws - update * self.update_size)
         return [min(self.micro_size, size - start) for start in range(0, size, self.micro_size)]
 
@@ -60,10 +60,10 @@ class RepeatedAugmentationSampler(Sampler[int]):
 
     The n indices are shuffled with a generator seeded by the epoch, each is repeated three times, rank r takes every
     W-th from r, and only the first max(1, n // 256) * 256 / W of these are used: an epoch of 250 images is 256 draws
-    from 86 of them. Over the epochs every image is trained on, provided that `set_epoch` is called for each.
+    from 86 of them. Over many epochs every image is trained on, provided that `set_epoch` is called for each.
 
     (departure) With fewer than 86 images, 3 n is less than 256 and the epoch is 3 n draws; the published sampler then
-    announces more draws than it makes.
+    reports a greater length than the number of draws it makes.
     (timm's own RepeatAugSampler gives an empty epoch below 256 images.)
     """
 
@@ -78,7 +78,7 @@ class RepeatedAugmentationSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.epoch)
         draws = torch.randperm(self.n, generator=generator).repeat_interleave(REPEATS).tolist()
-        endless = itertools.cycle(draws)  # the last processes' last draws are the first ones again
+        endless = itertools.cycle(draws)  # the last processes' last draws wrap around to the first
         yield from itertools.islice(endless, self.rank, self.rank + len(self) * self.world_size, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -86,9 +86,9 @@ class RepeatedAugmentationSampler(Sampler[int]):
 
 
 class BatchStream(Sampler[list[Draw]]):
-    """The micro-batches of one process, from one place in the run to its end.
+    """The micro-batches of one process, from a given place in the run to its end.
 
-    sampler: the indices of an epoch's draws, rank r having every W-th from r; shuffled anew by set_epoch.
+    sampler: yields the image indices of this rank's draws in an epoch, every W-th from r; set_epoch reshuffles them.
     """
 
     def __init__(self, sampler: Sampler[int], plan: EpochPlan, rank: int, epochs: range, first_update: int = 0):
@@ -97,7 +97,7 @@ class BatchStream(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for epoch in self.epochs:
-            # (departure) In every launch mode: a single process that never does this sees a third of a small subset.
+            # (departure) In every launch mode: without this, a single process only ever sees a third of a small subset.
             self.sampler.set_epoch(epoch)
             positions = itertools.count(self.rank, self.plan.processes)
             draws = (Draw(index, epoch, position) for index, position in zip(self.sampler, positions, strict=False))
@@ -109,7 +109,7 @@ class BatchStream(Sampler[list[Draw]]):
 
 
 class DrawnImages(Dataset):
-    """Augmented images by their draw. augment(image, target): makes the pair that is trained on."""
+    """Augmented images, indexed by Draw. augment(image, target): returns the pair that is trained on."""
 
     def __init__(self, images: Dataset, augment: Callable[[Any, Any], tuple[Any, Any]], seed: int):
         self.images, self.augment, self.seed = images, augment, seed
@@ -121,14 +121,14 @@ class DrawnImages(Dataset):
 
 
 def seed_augmentation(*key: int) -> int:
-    """Seed Python's, numpy's and torch's CPU generators with a number made of all of `key`. Returns the number."""
+    """Seed Python's, numpy's and torch's CPU generators with one number derived from all of `key`; return it."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to every device, which costs 80 us per image
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device: 80 us per image
     return seed
 
 
 def seed_everything(*key: int) -> None:
-    """The same, and the generators of the devices."""
+    """Seed the same generators, and those of the devices."""
     torch.manual_seed(seed_augmentation(*key))

@@ -1,4 +1,4 @@
-"""Checkpoints from anywhere: read as data, never as code, and loaded so that every backbone weight is accounted for."""
+"""Checkpoints of any origin: read as data, never as code; every backbone weight must be accounted for."""
 
 import argparse
 import contextlib
@@ -24,23 +24,23 @@ from common.files import atomic_file, check_given, checksum, kind_of_file
 
 Weights = dict[str, Tensor]
 
-# The parts of a run's own checkpoint: the published code's, what is saved beside them, and what that says of the run.
+# Keys of a run's own checkpoint, with their types: the published code's, those saved in addition, those in its "run".
 PUBLISHED = {"model": dict, "optimizer": dict, "lr_scheduler": dict, "epoch": int}
 OWN = {"args": dict, "run": dict, "update": int, "losses": list, "last": dict, "best": dict}
 OF_A_RUN = {"classes": list, "mean": list, "std": list, "built_with": dict}
 
 # Classification heads (timm's and torchvision's names) and DINO's projection head; `head_dist` is DeiT's second head.
 HEADS = ("head.", "head_dist.", "fc.")
-# Parts that pretraining needs and nothing else: DINOv2's heads and mask, MAE's decoder.
+# Parts that only pretraining needs: DINOv2's heads and mask, MAE's decoder.
 ONLY_FOR_PRETRAINING = ("dino_head.", "ibot_head.", "mask_token", "decoder_")
-# Wrappers that leave their names in the keys: DistributedDataParallel, DINO's, torch.compile, Lightning.
+# Prefixes that wrappers leave in the keys: DistributedDataParallel, DINO's, torch.compile, Lightning.
 WRAPPERS = ("module.", "backbone.", "_orig_mod.", "model.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a PyTorch or safetensors file, whatever it is called, onto the CPU, executing nothing that is in it.
+    """Read a PyTorch or safetensors file, whatever its name, onto the CPU, without executing anything in it.
 
-    Raises InputError when the file is missing, truncated, or holds anything but tensors and plain values.
+    Raises InputError if the file is missing, truncated, or holds anything but tensors and plain values.
     """
     path = Path(path)
     check_given([str(path)], "checkpoint")
@@ -52,11 +52,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         # The published checkpoints keep their options in a Namespace, which is harmless.
         known = torch.serialization.safe_globals([argparse.Namespace])
         with known, path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of old pickles: they are read, or come to one error anyway
+            warnings.simplefilter("ignore", UserWarning)  # about old pickles: they are read, or raise an error below
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if kind and not is_torch:
-            raise InputError(f"checkpoint {path} is no checkpoint: {kind}") from None
+            raise InputError(f"checkpoint {path} is not a checkpoint: {kind}") from None
         raise InputError(
             f"checkpoint {path} cannot be read as plain tensors: it is damaged, or holds Python objects, which may run "
             "code when unpickled; save its state_dict alone"
@@ -65,14 +65,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         said = re.sub(r"^\[enforce fail at [^]]*\] \. ", "", " ".join(str(error).split()))
         reason = said.split(". ")[0][:200] or type(error).__name__
         reason = kind if kind and not is_torch and "safetensors" not in kind else reason
-        raise InputError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from None
+        raise InputError(f"checkpoint {path} is truncated or not a checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     return _complete(checkpoint, path) if is_own_checkpoint(checkpoint) else checkpoint
 
 
 def download_checkpoint(url: str) -> dict[str, Any]:
-    """Download a checkpoint into torch's hub cache, or take it from there. Raises InputError, with where to put it."""
+    """Read a checkpoint from torch's hub cache, downloaded if need be. InputError says where to put it by hand."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not cached.is_file():
         try:
@@ -84,41 +84,41 @@ def download_checkpoint(url: str) -> dict[str, Any]:
 
 
 def fetch_checkpoint(source: str) -> dict[str, Any]:
-    """Read a checkpoint from a file or from an https:// address."""
+    """Read a checkpoint from a file or an https:// address."""
     return download_checkpoint(source) if source.startswith("https://") else read_checkpoint(source)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values. Raises InputError, naming the file, when it cannot be written."""
+    """Write tensors and plain values to a file. Raises InputError, naming the file, if it cannot be written."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's writer complains of its own state after the system's error
+        except RuntimeError as error:  # torch's writer hides the system's error behind one about its own state
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def check_classes(run: dict[str, Any], source: str, classes: Sequence[str]) -> None:
-    """Raises InputError where a checkpoint says of its run that it has other classes, or has them in another order."""
+    """Raise InputError if a checkpoint's `run` records other classes, or the same ones in another order."""
     trained = run.get("classes", classes)
     if len(trained) != len(classes):
-        raise InputError(f"{source} was trained for {len(trained)} classes, but the images are of {len(classes)}")
+        raise InputError(f"{source} was trained for {len(trained)} classes, but the images have {len(classes)}")
     for theirs, ours in zip(trained, classes, strict=True):
         if theirs != ours:
             raise InputError(f"{source} was trained for other classes: {theirs!r} where these images have {ours!r}")
 
 
 def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
-    """A run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
+    """Return whether this is a run's own checkpoint, with an optimizer, as opposed to pretrained weights."""
     return checkpoint.keys() >= PUBLISHED.keys()
 
 
 def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A run's own checkpoint, its options a dictionary, what it lacks empty. Raises InputError for a damaged part."""
+    """Return a run's checkpoint, options as a dictionary, absent parts empty. Raises InputError for a damaged part."""
     args = checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
-    empty = {key: kind() for key, kind in OWN.items()}  # new ones: a resumed run adds to its losses and its best
+    empty = {key: kind() for key, kind in OWN.items()}  # new objects: a resumed run adds to its losses and its best
     complete = empty | {key: value for key, value in checkpoint.items() if value is not None or key not in OWN}
-    if not isinstance(checkpoint.get("run"), dict):  # the published code's, or a stranger's, who means other things
+    if not isinstance(checkpoint.get("run"), dict):  # not ours: its keys may mean other things
         complete |= empty
     complete["args"] = options if isinstance(options, dict) else {}
     for whole, known in ((complete, PUBLISHED | OWN), (complete["run"], OF_A_RUN)):
@@ -129,10 +129,10 @@ def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def network_weights(checkpoint: dict[str, Any], source: str, key: str = "teacher") -> Weights:
-    """The weights of one network, under their plain names.
+    """Return the weights of one network, under names without the prefixes of wrappers.
 
     A checkpoint is a bare state dict, or holds several networks: the one under `key` is taken, else "model", else
-    "state_dict". Raises InputError when none of them is there, or when two networks are mixed in it.
+    "state_dict". Raises InputError if there is no network, or if two networks are mixed in it.
     """
     network = next((checkpoint[name] for name in (key, "model", "state_dict") if name in checkpoint), checkpoint)
     if not isinstance(network, dict) or not network or not all(isinstance(w, Tensor) for w in network.values()):
@@ -141,7 +141,7 @@ def network_weights(checkpoint: dict[str, Any], source: str, key: str = "teacher
     weights: Weights = {}
     for name, weight in network.items():
         if _plain_name(name) in weights:
-            raise InputError(f"checkpoint {source} mixes several networks: {name} and another are one weight; keep one")
+            raise InputError(f"checkpoint {source} mixes several networks: {name} is there twice; keep one network")
         weights[_plain_name(name)] = weight
     return weights
 
@@ -159,15 +159,15 @@ def weights_checksum(weights: dict[str, Tensor]) -> str:
 
 
 def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str]:
-    """Load pretrained weights into `model`; every backbone weight must be matched, only a head may be dropped or fresh.
+    """Load pretrained weights into `model`; every backbone weight must match, only a head may be dropped or fresh.
 
-    Their owners' names (Facebook's DINOv2 and DINOv3, OpenCLIP's image towers, XCiT, ...) are those that timm knows how
-    to convert for the model. Position embeddings of another size are interpolated. The extra token of a distilled DeiT,
-    which a plain ViT lacks, stays as initialised.
-    (departure) The published scripts load with strict=False and go on with random weights where names do not fit.
+    Weights may have their publishers' names (Facebook's DINOv2 and DINOv3, OpenCLIP's image towers, XCiT, ...) if timm
+    can convert these for the model. Position embeddings of another size are interpolated. The extra token of a
+    distilled DeiT, which a plain ViT lacks, stays as initialised.
+    (departure) The published scripts load with strict=False: weights whose names do not match stay random.
 
     Returns: the names of the model's weights that stayed as initialised.
-    Raises: InputError, listing the keys, when anything else is missing, unexpected, of another shape or not finite.
+    Raises: InputError, listing the keys, if anything else is missing, unexpected, of another shape or not finite.
     """
     own = model.state_dict()
     heads = _heads_of(model)
@@ -199,14 +199,14 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
 
 
 def check_finite(weights: Weights, source: str) -> None:
-    """Raises InputError, naming them, when there are weights that are not finite: no --lr would help."""
+    """Raise InputError, listing them, if some weights are not finite: no --lr would help."""
     broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
     if broken:
         raise InputError(f"checkpoint {source} holds weights that are not finite: {_listing(broken)}")
 
 
 def _heads_of(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of the classifier's weights."""
+    """Return the prefixes of the names of the classifier's weights."""
     classifier = getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("classifier")
     if not classifier:
         return HEADS
@@ -214,10 +214,10 @@ def _heads_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def _in_timms_names(weights: Weights, model: nn.Module) -> Weights:
-    """The weights as timm's own conversion for this kind of model renames them, or as they are where it has none.
+    """Rename the weights by timm's own conversion for this kind of model; return them unchanged if it has none.
 
-    It also resizes patches and leaves out biases that the model lacks, which would load weights that do not fit: these
-    are kept as they were, for `load_pretrained` to refuse.
+    The conversion also resizes patch embeddings and drops biases that the model lacks, so that weights that do not fit
+    would load. These changes are undone, for `load_pretrained` to refuse such weights.
     """
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
@@ -231,8 +231,8 @@ def _in_timms_names(weights: Weights, model: nn.Module) -> Weights:
         return weights
     patches, given = converted.get("patch_embed.proj.weight"), [w for w in weights.values() if w.ndim == 4]
     if patches is not None and given and all(w.data_ptr() != patches.data_ptr() for w in weights.values()):
-        converted["patch_embed.proj.weight"] = given[0]  # of another size
-    for name in weights if "storage_tokens" in weights else ():  # DINOv3, some of whose biases are all zero
+        converted["patch_embed.proj.weight"] = given[0]  # undo the resizing
+    for name in weights if "storage_tokens" in weights else ():  # DINOv3: only biases that are all zero may be lost
         queries, _, values = weights[name].chunk(3) if name.endswith("qkv.bias") else ([], [], [])
         if name.replace("qkv.bias", "q_bias") not in converted and (any(queries) or any(values)):
             converted[name] = weights[name]
@@ -249,7 +249,7 @@ def _resize_position_embedding(theirs: Tensor, ours: Tensor, model: nn.Module) -
     prefix = model.num_prefix_tokens
     if theirs.shape == ours.shape or theirs.ndim != 3 or theirs.shape[-1] != ours.shape[-1]:
         return theirs
-    # The grid is square, so what is left over is the number of prefix tokens.
+    # The grid is square, so the number of tokens left over is that of the prefix tokens.
     their_prefix = next((p for p in (0, 1, 2) if math.isqrt(theirs.shape[1] - p) ** 2 == theirs.shape[1] - p), None)
     if their_prefix is None:
         return theirs

@@ -1,4 +1,4 @@
-"""What every command shares: options that are checked when they are read, and errors of one line."""
+"""Code shared by all commands: options that are checked when they are parsed, and one-line errors."""
 
 import argparse
 import ast
@@ -17,7 +17,7 @@ OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "canno
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose help shows the defaults and whose errors are one line.
 
-    Options may be typed with dashes or underscores: the published scripts of stages 1 and 2 and of stage 3 differ.
+    Options may be typed with dashes or underscores: the published scripts use both (stages 1 and 2 unlike stage 3).
     """
 
     def __init__(self, description: str):
@@ -38,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class KeyValues(argparse.Action):
-    """KEY=VALUE ... as a dictionary, the values as Python literals where they are some, else as text."""
+    """Parse KEY=VALUE ... into a dictionary; values that are not Python literals stay text."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parsed = {}
@@ -59,25 +59,25 @@ def add_model_kwargs_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every trainer's run has."""
+    """Add the options that all trainers share."""
     add = parser.add_argument
     add("--seed", default=0, type=number(int, 0))
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--device", default="auto", help="auto is the first available of cuda, mps and cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
-    add("--output_dir", default="", help="where to write; nothing is written when empty")
+    add("--output_dir", default="", help="output folder; if empty, nothing is written")
     add("--resume", default="", help="a pretrained backbone, or a checkpoint to resume; a file or https://")
     add("--auto-resume", action="store_true", help="resume the newest checkpoint in --output_dir, if there is one")
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
-    add("--dist_url", default="env://", help="where processes meet; env:// is what the launchers set")
+    add("--dist_url", default="env://", help="where processes meet; env:// uses what the launchers set")
 
 
 def check_optimizer(name: str) -> None:
-    """Raises InputError where timm has none of this name, or it is not for training by first derivatives."""
+    """Raise InputError if timm has no optimiser of this name, or if it needs second derivatives."""
     if name == "adahessian":
         raise InputError("--opt adahessian needs second derivatives, which are not computed; try sgd, adamw or lamb")
     if name in ("sgd", "adamw", "lamb"):
         return
-    from timm.optim import list_optimizers  # a second to load
+    from timm.optim import list_optimizers  # takes a second to load
 
     if name not in list_optimizers():
         raise InputError(f"--opt {name} is not known to timm; try sgd, adamw or lamb")
@@ -85,7 +85,7 @@ def check_optimizer(name: str) -> None:
 
 @contextmanager
 def usable(option: str) -> Iterator[None]:
-    """Turn what timm and torch do not take of an optimiser's or schedule's options into one line."""
+    """Turn the errors of timm and torch on the options of an optimiser or schedule into one line."""
     try:
         yield
     except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
@@ -94,34 +94,34 @@ def usable(option: str) -> Iterator[None]:
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """How the labels of masks name classes: what common.scenes.mask_labels reads."""
+    """Add the options that relate mask labels to classes (see common.scenes.mask_labels)."""
     add = parser.add_argument
-    add("--class-names", default="", help="file with one per line; default: the data's classes.txt, objectInfo150.txt")
-    add("--num-classes", type=number(int, 1, 2**15 - 1), help="where no file names them")
-    add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="a label of the masks that counts as none")
-    zero = "label 0 counts as none, and 1 is the first class"
+    add("--class-names", default="", help="file, one name per line; default: the data's classes.txt, objectInfo150.txt")
+    add("--num-classes", type=number(int, 1, 2**15 - 1), help="needed if no file names the classes")
+    add("--ignore-label", default=255, type=number(int, 0, 2**16 - 1), help="mask label of pixels without a class")
+    zero = "label 0 means no class, and 1 is the first class"
     add("--reduce-zero-label", default=True, action=argparse.BooleanOptionalAction, help=zero)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a command's main function and exit: 0, 130 when interrupted, 2 after an InputError (one line on stderr).
 
-    What the system refuses, such as to write on a full disk, is one line too.
+    The system's errors, such as a full disk, are one line too.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names in any encoding can be printed
+            stream.reconfigure(errors="backslashreplace")  # to print file names in any encoding
     try:
         main()
     except InputError as error:
-        # A DataLoader worker hands an error over with its traceback in front: only the last line is for the user.
+        # An error from a DataLoader worker comes after its traceback: only the last line is for the user.
         sys.exit(_report(f"error: {str(error).rsplit('InputError: ', 1)[-1]}", 2))
-    except BrokenPipeError:  # whoever reads the output, `| head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output (`| head`, say) has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         sys.exit(_report(f"error: {error}", 2))
-    except (MemoryError, RuntimeError) as error:  # torch has an OutOfMemoryError for GPUs, a RuntimeError for the CPU
+    except (MemoryError, RuntimeError) as error:  # torch raises OutOfMemoryError on GPUs, RuntimeError on the CPU
         if not any(sign in f"{type(error).__name__} {error}".lower() for sign in OUT_OF_MEMORY):
             raise
         sys.exit(_report(f"error: out of memory, use smaller batches: {str(error).split('. ')[0]}", 2))
@@ -142,7 +142,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Callable[[str], float]:
-    """An argparse type: a finite number with `minimum <= x <= maximum` and `above < x < below`."""
+    """Return an argparse type: a finite number with `minimum <= x <= maximum` and `above < x < below`."""
 
     def parse(text: str) -> float:
         try:
@@ -164,4 +164,4 @@ def number(
     return parse
 
 
-seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn take; random.Random takes -1 for 1
+seed_number = number(int, 0, 2**32 - 1)  # what NumPy and scikit-learn accept; random.Random treats -1 as 1

@@ -1,4 +1,4 @@
-"""The processors that this process may use, and how its threads behave beside other work on the same machine."""
+"""The number of processors that this process may use, and how its threads share the machine with other work."""
 
 import math
 import os
@@ -9,34 +9,34 @@ SPINS = "2000"  # about a tenth of a millisecond
 
 
 def usable_processors() -> int:
-    """Those that the process may run on (affinity), or fewer where a container's quota (cgroup) is smaller."""
+    """Count the processors this process may run on (affinity), or fewer if a container's quota (cgroup) is smaller."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     quota = min(_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), default=allowed)
     return min(allowed, max(1, math.ceil(quota)))
 
 
 def worker_count(wanted: int) -> int:
-    """Data loading processes or threads: as many as wanted, never more than the processors this process may use."""
+    """Return the number of data loading processes or threads: `wanted`, or the usable processors if these are fewer."""
     return min(wanted, usable_processors())
 
 
 def share_processors() -> None:
-    """Make waiting threads sleep, after a moment of spinning, and start no more of them than there are processors.
+    """Make waiting threads sleep after a moment of spinning, and limit their number to the usable processors.
 
-    A thread that spins takes the time of other programs: beside one busy process, training a small network then takes a
-    multiple of the time. One that sleeps at once is late at every small step: a selection on two idle cores takes half
-    as long again. OpenMP reads this when torch is loaded, and the user's own settings win.
+    A spinning thread takes time from other programs: beside one busy process, training a small network then takes a
+    multiple of the time. A thread that sleeps at once is late at every small step: a selection on two idle cores takes
+    half as long again. OpenMP reads these variables when torch is loaded; those the user has set are kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # what GNU's OpenMP, which torch has on Linux, makes of passive
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before sleeping, in GNU's OpenMP (torch's on Linux)
     usable = usable_processors()
     if usable < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(usable))
 
 
 def _quotas(membership: Path, root: Path) -> Iterator[float]:
-    """The CPU quotas, in processors, of the process's control group and of those around it, of version 1 or 2.
+    """Yield the CPU quotas, in processors, of the process's control group (version 1 or 2) and of its parents.
 
     membership: /proc/self/cgroup, with lines such as "0::/group" (version 2) and "4:cpu,cpuacct:/group" (version 1).
     """

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what, with which value, and what to do."""
+    """Something the user gave cannot be used. The message says what is wrong, with which value, and what to do."""

@@ -1,9 +1,10 @@
 """The feature file between the stages: a float32 .npy of shape (n, d + 1), the integer label in the last column.
 
-While it is being computed it is called `<name>.npy.partial` and its missing rows are NaN, so a run that was killed at
-any moment leaves nothing that looks finished, and any number of processes can continue it.
+Until it is complete it is called `<name>.npy.partial` and its missing rows are NaN, so a run that is killed at any
+moment leaves nothing that looks finished, and any number of processes can continue it.
 """
 
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,22 +19,22 @@ from common.files import kind_of_file, read_json, write_json
 from common.pool_paths import PoolImage
 
 ROWS_AT_A_TIME = 65536
-DESCRIBED = {"model", "weights", "feature", "d", "input_size", "interpolation", "mean", "std"}  # of features
+DESCRIBED = {"model", "weights", "feature", "d", "input_size", "interpolation", "mean", "std"}  # required
 MOST_CLASSES = 2**24  # whole numbers are exact in float32 up to here
 
 
 def unfinished(path: Path) -> Path:
-    """What a feature file is called while rows of it are missing."""
+    """Return the path of a feature file while it has missing rows."""
     return Path(f"{path}.partial")
 
 
 def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Open a feature file without reading it into memory.
 
-    labels: whether its last column is the label; without one, as in files of other tools, all columns are features.
-    Returns: features (n, d), memory-mapped, and labels (n,), int64 (-1 where unknown).
-    Raises: InputError when it is missing, unfinished, pickled, not 2-D, not of floating point numbers, or has labels
-        that are no whole numbers (features alone, without the label column, say).
+    labels: whether the last column is the label; if not, as in files of other tools, all columns are features.
+    Returns: features (n, d), memory-mapped, and labels (n,), int64 (-1 if unknown).
+    Raises: InputError if the file is missing, unfinished, pickled, not 2-D or not floating point, or if its labels are
+        not whole numbers (because it has no label column, say).
     """
     path = Path(path)
     if not path.is_file():
@@ -44,7 +45,7 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
     except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
         kind = kind_of_file(path) or ""
         reason = kind if kind and "(.npy)" not in kind else str(error).splitlines()[0]
-        raise InputError(f"feature file {path} is no plain .npy array: {reason}") from None
+        raise InputError(f"feature file {path} is not a plain .npy array: {reason}") from None
     columns = "(n, d + 1) with the label in the last column" if labels else "(n, d)"
     if not isinstance(table, np.ndarray):
         raise InputError(f"feature file {path} holds several arrays ({', '.join(table.files[:5])}), not {columns}")
@@ -64,24 +65,24 @@ def read_features(path: str | Path, labels: bool = True) -> tuple[np.ndarray, np
     if not whole.all():
         row = int(np.argmin(whole))
         wrong = f"the last column is the label, and that of row {row} is {column[row]:g}"
-        raise InputError(f"feature file {path}: {wrong}; of features alone, --no-labels")
+        raise InputError(f"feature file {path}: {wrong}; use --no-labels if all columns are features")
     return table[:, :-1], column.astype(np.int64)
 
 
 def description_file(feature_path: Path) -> Path:
-    """Where it is written what the features are: model, weights, token, d, size, mean, std, interpolation."""
+    """Return the path of the features' description: model, weights, token, d, size, mean, std, interpolation."""
     return feature_path.with_suffix(".json")
 
 
 def read_description(feature_path: str | Path) -> dict[str, Any] | None:
-    """What the features of a file are, None where that is not known (features of another tool, say)."""
+    """Read the description of a file's features; None if there is none (features of another tool, say)."""
     path = description_file(Path(feature_path))
     described = read_json(path, "description of the features") if path.is_file() else None
     return described if isinstance(described, dict) and described.keys() >= DESCRIBED else None
 
 
 def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str | None:
-    """The first thing in which two descriptions differ, in words; None where they agree or one is not known."""
+    """Return the first difference between two descriptions, in words; None if they agree or one is unknown."""
     if not ours or not theirs:
         return None
     name = lambda value: Path(value).name if isinstance(value, str) else value  # noqa: E731 - weights may have moved
@@ -90,7 +91,7 @@ def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> st
 
 
 def in_words(description: dict[str, Any]) -> str:
-    """One line on a network and its features, as written beside them."""
+    """Return a description of features and their network as one line."""
     mean, std = (" ".join(f"{value:.3g}" for value in description[key]) for key in ("mean", "std"))
     return (
         f"{description['model']}, weights {description['weights']}; feature: {description['feature']}, "
@@ -100,12 +101,11 @@ def in_words(description: dict[str, Any]) -> str:
 
 
 class FeatureFile:
-    """A feature file that is written block by block, by one process or several.
+    """A feature file that is written block by block, by one or several processes.
 
-    Usage: `prepare` in one process, then `open` and `write` in each, then `finish` in one. `settings` is what the
-    features depend on: an unfinished file is continued only by a run with the same; their `folder` may have been moved.
-    `images` are those of a pool of files: a run with other ones keeps the rows of those that are still there and
-    unchanged.
+    Usage: `prepare` in one process, then `open` and `write` in each, then `finish` in one. The features depend on
+    `settings`: only a run with the same ones continues an unfinished file, except that their `folder` may have moved.
+    `images`, if the pool is of files: a run with other images keeps the rows of those still there and unchanged.
     """
 
     def __init__(self, path: Path, n: int, d: int, settings: dict[str, Any], images: Sequence[PoolImage] | None = None):
@@ -117,20 +117,21 @@ class FeatureFile:
         return Path(f"{unfinished(self.path)}.json")
 
     def prepare(self, resume: bool) -> None:
-        """Create the unfinished file, all rows missing, or check that the one that is there can be continued."""
+        """Create the unfinished file, all rows missing; or check that this run can resume the existing one."""
         if resume and unfinished(self.path).is_file() and self.settings_path.is_file():
             before = read_json(self.settings_path, "settings of the unfinished features")
             changed = [
                 f"{key} was {before[key]}, is {now}"
                 for key, now in self.settings.items()
                 if key in before and before[key] != now and not (key == "folder" and not Path(before[key]).exists())
-            ]  # of what both know; a folder that is gone was moved
+            ]  # only what both know; a folder that is gone was moved
             if changed:
-                raise InputError(f"--resume: {unfinished(self.path)} was begun differently: {'; '.join(changed)}")
+                raise InputError(f"--resume: {unfinished(self.path)} has other settings: {'; '.join(changed)}")
             if self.images:
                 self._follow_images([PoolImage(*image) for image in before.get("images", ())])
             return
         self.settings_path.unlink(missing_ok=True)
+        self._remove_moved()
         self._create(unfinished(self.path))
         self._write_settings()
 
@@ -142,7 +143,7 @@ class FeatureFile:
             with path.open("wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                # written out, not left sparse: a disk that is too full shows now
+                # written out, not left sparse: lack of disk space shows now
                 for start in range(0, self.shape[0], ROWS_AT_A_TIME):
                     rows = min(ROWS_AT_A_TIME, self.shape[0] - start)
                     file.write(np.full((rows, self.shape[1]), np.nan, "<f4").data)
@@ -152,10 +153,10 @@ class FeatureFile:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from None
 
     def _follow_images(self, before: Sequence[PoolImage]) -> None:
-        """Where the pool's images changed, move the rows of those that are still the same to where they are now.
+        """If the pool has changed, move the rows of images that are still the same to their new places.
 
-        The moved table gets its name after the settings, which say which images it is of: a run that is killed in
-        between is continued with the one that they are of.
+        The settings, which list the images, are written before the new table replaces the old one: after a kill in
+        between, the next run finds the new table by the images that they list.
         """
         if self._moved(before).is_file():
             self._moved(before).replace(unfinished(self.path))
@@ -177,6 +178,11 @@ class FeatureFile:
     def _moved(self, images: Sequence[PoolImage]) -> Path:
         return Path(f"{unfinished(self.path)}.{crc32(json.dumps(images).encode()):08x}")
 
+    def _remove_moved(self) -> None:
+        """Remove the tables of runs that were killed while they moved rows: they hold another run's features."""
+        for left in self.path.parent.glob(f"{glob.escape(unfinished(self.path).name)}.{'?' * 8}"):
+            left.unlink()
+
     def open(self) -> None:
         self.table = self._table("r+", self.shape[0])
 
@@ -191,7 +197,7 @@ class FeatureFile:
         return table
 
     def missing_blocks(self, block: int) -> list[range]:
-        """The blocks of `block` consecutive rows of which any row is missing."""
+        """Return the blocks of `block` consecutive rows with a missing row."""
         starts = range(0, self.shape[0], block)
         blocks = [range(start, min(start + block, self.shape[0])) for start in starts]
         return [rows for rows in blocks if np.isnan(self.table[rows.start : rows.stop]).any()]
@@ -202,16 +208,18 @@ class FeatureFile:
         self.table[rows.start : rows.stop, -1] = labels
 
     def missing_rows(self) -> list[int]:
-        """The rows that are missing, of images that cannot be read."""
+        """Return the missing rows: at the end, those of images that cannot be read."""
         return [row for rows in self.missing_blocks(ROWS_AT_A_TIME) for row in rows if np.isnan(self.table[row]).any()]
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Give the complete file its final name."""
         self.table.flush()
         unfinished(self.path).replace(self.path)
         self.settings_path.unlink()
+        self._remove_moved()
 
     def discard(self) -> None:
-        """Remove the unfinished file: what was computed has been written otherwise."""
+        """Remove the unfinished file, once its content has been written elsewhere."""
         self.settings_path.unlink(missing_ok=True)
         unfinished(self.path).unlink(missing_ok=True)
+        self._remove_moved()

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: a temporary name first, then a rename."""
+"""Reading, checking and locking files; writing them whole or not at all (under a temporary name, then renamed)."""
 
 import errno
 import fcntl
@@ -14,16 +14,16 @@ from zlib import crc32
 
 from common.errors import InputError
 
-# The first bytes of files that are taken for another, and what they are; a text may start with white space.
+# First bytes of files that may be given by mistake, and what these are; text may start with white space.
 FILE_KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
-    b"<!doctype html": "an HTML page (of a download that failed?)",
-    b"<html": "an HTML page (of a download that failed?)",
+    b"<!doctype html": "an HTML page (a failed download?)",
+    b"<html": "an HTML page (a failed download?)",
     b"<?xml": "an XML file",
     b"\x93NUMPY": "a NumPy array (.npy)",
-    b"PK\x03\x04": "a zip archive, as .npz files and PyTorch checkpoints are",
+    b"PK\x03\x04": "a zip archive, like .npz files and PyTorch checkpoints",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"\x80": "a Python pickle, as old PyTorch checkpoints are",
+    b"\x80": "a Python pickle, like old PyTorch checkpoints",
     b"\x89HDF": "an HDF5 file",
     b"PAR1": "a Parquet file",
     b"%PDF": "a PDF",
@@ -33,14 +33,14 @@ FILE_KINDS = {
     b"[": "a JSON file",
 }
 
-ADE20K = "ADEChallengeData2016"  # what its archive unpacks to
+ADE20K = "ADEChallengeData2016"  # the folder in its archive
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error.
 
-    Raises InputError, naming the file, when it cannot be written: no space is left, say.
+    Raises InputError, naming the file, if it cannot be written (no space left, say).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -58,20 +58,20 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def check_given(paths: Iterable[str], what: str) -> None:
-    """Raises InputError where a file that was given is not there. ("" is none, and an address is looked at later.)"""
+    """Raise InputError if a given file is not there. ("" means not given; https:// addresses are checked later.)"""
     for path in paths:
         if path and not path.startswith("https://") and not Path(path).is_file():
             raise InputError(f"{what} {path} is {'a folder, not a file' if Path(path).is_dir() else 'not there'}")
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raises InputError where a folder of images is not there."""
+    """Raise InputError if a folder of images is not there."""
     if not Path(folder).is_dir():
         raise InputError(f"image folder {folder} is not there")
 
 
 def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
-    """Raises InputError where a file that is to be written is a folder, or one of those that are read."""
+    """Raise InputError if an output is a folder, or is the same file as an input."""
     inputs = [Path(path) for path in inputs if Path(path).is_file()]
     for output in outputs:
         if output.is_dir():
@@ -81,7 +81,7 @@ def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file. Raises InputError, with `what` the file is for, when it is missing or is no JSON."""
+    """Read a JSON file. Raises InputError, saying `what` it is for, if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -92,9 +92,9 @@ def read_json(path: Path, what: str) -> Any:
 
 @contextmanager
 def locked(folder: Path, name: str = "") -> Iterator[None]:
-    """Hold a folder, or one file in it, for this process alone. Raises InputError when another process holds it.
+    """Lock a folder, or one file in it, for this process. Raises InputError if another process has locked it.
 
-    The lock goes with its process, however that ends, and is not inherited by worker processes (a POSIX record lock).
+    The lock ends with its process, however that ends, and worker processes do not inherit it (a POSIX record lock).
     """
     with (folder / f".{name}.lock" if name else folder / ".lock").open("a+") as file:
         try:
@@ -106,7 +106,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
                 raise InputError(
                     f"{folder / name} is in use by {owner}: wait for it, or choose another --output_dir"
                 ) from None
-            # a file system without locks: nothing can be known
+            # a file system without locks: go on without one
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -114,7 +114,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
 
 def kind_of_file(path: str | Path) -> str | None:
-    """What a file is that is not what it should be, as the end of a sentence; None where its first bytes do not say."""
+    """Say what a file of the wrong kind is ("it is a PDF"), for a message; None if its first bytes do not tell."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(512)
@@ -134,7 +134,7 @@ def kind_of_file(path: str | Path) -> str | None:
 
 
 def checksum(parts: Iterable[bytes]) -> str:
-    """Of these parts in this order, with their lengths."""
+    """Return the CRC-32, in hex, of these parts in this order, with their lengths."""
     crc = 0
     for part in parts:
         crc = crc32(part, crc32(len(part).to_bytes(8, "little"), crc))
@@ -142,7 +142,7 @@ def checksum(parts: Iterable[bytes]) -> str:
 
 
 def make_output_dir(path: str | Path) -> Path:
-    """Create the folder if need be and try to write in it, so that a long run does not fail at its last step."""
+    """Create the folder if need be and test that it is writable, so that a long run does not fail at its last step."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,18 +155,18 @@ def make_output_dir(path: str | Path) -> Path:
 
 
 def split_folder(root: Path, train: bool) -> Path:
-    """One split of a data set in ImageNet layout: <root>/train, or else <root>/val or <root>/test."""
+    """Return the folder of one split in ImageNet layout: <root>/train; else <root>/val or, without it, <root>/test."""
     names = ("train",) if train else ("val", "test")
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
 def scene_folder(root: Path, train: bool) -> Path:
-    """The images of one split in ADE20K's layout. `root` is the data set, or the folder that ADE20K was unpacked in."""
+    """Return the image folder of one split in ADE20K's layout. `root`: the data set, or where ADE20K was unpacked."""
     root = root if (root / "images").is_dir() or not (root / ADE20K).is_dir() else root / ADE20K
     return root / "images" / ("training" if train else "validation")
 
 
 def scenes_name(root: Path) -> str:
-    """What a data set in ADE20K's layout is called: ADE20K, or as its folder where that is another."""
+    """Return the name of a data set in ADE20K's layout: ADE20K, or for other data sets the name of their folder."""
     folder = scene_folder(root, train=True).parents[1]
     return "ADE20K" if folder.name == ADE20K else folder.resolve().name

@@ -18,9 +18,9 @@ SPLIT_NAMES = re.compile(rf"{WORD_START}(train|validation|val|test)(?![a-z])")  
 
 
 class HFImages(Dataset):
-    """One split of a data set. `names` are those of the images, which are no files; labels are -1 where unknown.
+    """One split of a data set. The images are not files, but have `names`; labels are -1 if unknown.
 
-    Raises InputError when it cannot be loaded, or its image column is not found.
+    Raises InputError if it cannot be loaded, or if its image column is not found.
     """
 
     def __init__(
@@ -32,21 +32,21 @@ class HFImages(Dataset):
         loader: Loader = open_rgb,
     ):
         if (path := Path(source).expanduser()).exists():
-            source = str(path.resolve())  # it is read again from other folders
+            source = str(path.resolve())  # later commands may run in other folders
         table = load(source, split)
         self.source = {"dataset": source, "split": split, "column": column or image_column(table, source)}
         self.transform, self.loader = transform, loader
         self.images = with_bytes(table, self.source["column"], source)
         labels = columns_of(table, "ClassLabel")
-        several = f"note: labels are not known: {source} has several columns of classes, {', '.join(labels)}"
+        several = f"note: labels are unknown: {source} has several class columns, {', '.join(labels)}"
         self.note = several if len(labels) > 1 else None
         label = labels[0] if len(labels) == 1 else None
         self.labels: Sequence[int] = [NO_LABEL if x is None else int(x) for x in table[label]] if label else []
         self.classes = list(table.features[label].names) if label else []
-        self.identity = f"{table._fingerprint} {len(table)}"  # of the rows and all that was done to them
+        self.identity = f"{table._fingerprint} {len(table)}"  # covers the rows and all that was done to them
         digits = len(str(len(table) - 1))
         self.names = [f"{split}_{row:0{digits}d}" for row in range(len(table))]
-        suffix = ".jpg" if self.first_content().startswith(b"\xff\xd8") else ".png"  # for copies; readers look inside
+        suffix = ".jpg" if self.first_content().startswith(b"\xff\xd8") else ".png"  # for copies; readers ignore it
         self.names = [f"{name}{suffix}" for name in self.names]
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class HFImages(Dataset):
         return self.transform(image) if self.transform else image, self.labels[row] if self.labels else NO_LABEL
 
     def content(self, row: int) -> bytes:
-        """The image's file. Raises InputError when it has none."""
+        """Return the bytes of the image's file. Raises InputError if there is none, or if it cannot be read."""
         stored = self.images[row][self.source["column"]] or {}
         if stored.get("bytes") is not None:
             return stored["bytes"]
@@ -70,7 +70,7 @@ class HFImages(Dataset):
         raise InputError(f"cannot read the image {self.names[row]} of {self.source['dataset']}: {problem}")
 
     def first_content(self) -> bytes:
-        """The file of the first image that has one. Raises InputError, on the first, where none has."""
+        """Return `content` of the first image that has one. Raises InputError, about image 0, if none has."""
         for row in range(len(self)):
             with contextlib.suppress(InputError):
                 return self.content(row)
@@ -78,13 +78,13 @@ class HFImages(Dataset):
 
 
 def load(source: str, split: str) -> Any:
-    """One split, as a `datasets.Dataset`. A path is a folder of save_to_disk or of parquet files, or one such file."""
+    """Load one split as a `datasets.Dataset`. source: a save_to_disk folder, parquet file(s) or a name on the hub."""
     if importlib.util.find_spec("datasets") is None:
         raise InputError("--dataset HF needs the package datasets: pip install datasets")
     import datasets
 
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries, and what failed is said at the end
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries; a final failure is raised
     path = Path(source)
     files = parquet_files(path, split)
     try:
@@ -94,12 +94,12 @@ def load(source: str, split: str) -> Any:
             loaded = datasets.load_dataset("parquet", data_files=files, split="train")
         else:
             loaded = datasets.load_dataset(source)
-    except Exception as error:  # of pyarrow, fsspec, the hub's client, ...
+    except Exception as error:  # from pyarrow, fsspec, the hub's client, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the data set {source}: {reason}") from None
     if isinstance(loaded, dict):
         if split not in loaded:
-            raise InputError(f"the data set {source} has no split {split!r}, but {', '.join(loaded)}: use --split")
+            raise InputError(f"the data set {source} has no split {split!r}, only {', '.join(loaded)}: use --split")
         loaded = loaded[split]
     if not len(loaded):
         raise InputError(f"the data set {source} holds no images")
@@ -107,9 +107,9 @@ def load(source: str, split: str) -> Any:
 
 
 def parquet_files(path: Path, split: str) -> list[str]:
-    """The file itself, or those in a folder whose names hold the split's; all of them, where none names any split.
+    """Return the file itself, or the files in a folder whose names contain the split; all, if none names a split.
 
-    Raises: InputError where they name other splits only.
+    Raises: InputError if they only name other splits.
     """
     if not path.is_dir():
         return [str(path)] if path.is_file() else []
@@ -117,32 +117,34 @@ def parquet_files(path: Path, split: str) -> list[str]:
     mine = [file for file, name in names.items() if re.search(WORD_START + re.escape(split), name)]
     others = {found for name in names.values() for found in SPLIT_NAMES.findall(name)}
     if others and not mine:
-        raise InputError(f"the data set {path} has no split {split!r}, but {', '.join(sorted(others))}: use --split")
+        raise InputError(f"the data set {path} has no split {split!r}, only {', '.join(sorted(others))}: use --split")
     return mine or [*names]
 
 
 def columns_of(table: Any, kind: str) -> list[str]:
-    """The columns of this kind of feature, such as Image."""
+    """Return the columns whose feature is of this kind, such as Image."""
     import datasets
 
     return [name for name, feature in table.features.items() if isinstance(feature, getattr(datasets, kind))]
 
 
 def image_column(table: Any, source: str) -> str:
-    """The one column of images. Raises InputError when there are none or several."""
+    """Return the only column of images. Raises InputError if there is none, or several."""
     images = columns_of(table, "Image")
     if len(images) != 1:
-        found = f"columns {', '.join(images)} are images" if images else f"no column of {', '.join(table.features)} is"
-        raise InputError(f"which images of {source}? Of its columns {found}: name one with --image_column")
+        found = (
+            f"columns {', '.join(images)} are images" if images else f"none of {', '.join(table.features)} holds images"
+        )
+        raise InputError(f"cannot tell the image column of {source}: {found}; name one with --image_column")
     return images[0]
 
 
 def with_bytes(table: Any, column: str, source: str) -> Any:
-    """Only the images, as they are stored: they are decoded as files are. Raises InputError where they are none."""
+    """Keep only the image column, undecoded: it is decoded like files are. Raises InputError if it holds no images."""
     import datasets
 
     if column not in table.features:
-        raise InputError(f"the data set {source} has no column {column!r}, but {', '.join(table.features)}")
+        raise InputError(f"the data set {source} has no column {column!r}, only {', '.join(table.features)}")
     try:
         return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:

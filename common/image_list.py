@@ -1,4 +1,4 @@
-"""Lists of images with labels, as people and labelling tools write them: CSV, text, Label Studio's exports."""
+"""Lists of images with labels, as people and labelling tools write them: CSV, text, Label Studio exports."""
 
 import csv
 import difflib
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 from common.errors import InputError
 from common.files import atomic_file, kind_of_file
 
-OWN_COLUMNS = ("represents", "predicted")  # filled in in what the selection scripts and predict.py write
-LABEL_COLUMNS = ("label", "choice")  # ours, and what Label Studio's CSV calls it
+OWN_COLUMNS = ("represents", "predicted")  # filled in by the selection scripts and predict.py
+LABEL_COLUMNS = ("label", "choice")  # ours, and Label Studio's name for it
 FIRST_NAMED = 3
-MUCH_MORE_FREQUENT = 10  # times, from which a label nearly of the same letters is taken for the right spelling
-ALIKE = 0.8  # of difflib's ratio
+MUCH_MORE_FREQUENT = 10  # a similar label that is at least this many times as frequent is the right spelling
+ALIKE = 0.8  # least difflib ratio of similar labels
 
 
 class ListedImage(NamedTuple):
-    """path: as written. label: "" where there is none. added: by hand, to a list that a selection wrote."""
+    """path: as written. label: "" if there is none. added: the row was added by hand to a selection's list."""
 
     path: str
     label: str
@@ -30,11 +30,11 @@ class ListedImage(NamedTuple):
 
 
 def read_image_list(path: str | Path, what: str = "image list") -> list[ListedImage]:
-    """The images of a list, each once, in its order.
+    """Read the images of a list, each once, in its order.
 
-    A .txt has one path per line. A .csv has a column `path` and may have `label` (or Label Studio's `choice`); commas,
-    semicolons or tabs are between them. A .json is an export of Label Studio of tasks that have a `path`.
-    Raises: InputError when it cannot be read, has no paths, or gives one image two labels.
+    A .txt has one path per line. A .csv has a column `path` and may have `label` (or Label Studio's `choice`); it is
+    separated by commas, semicolons or tabs. A .json is a Label Studio export of tasks that have a `path`.
+    Raises: InputError if the list cannot be read, has no paths, or gives one image two labels.
     """
     path = Path(path)
     try:
@@ -42,7 +42,7 @@ def read_image_list(path: str | Path, what: str = "image list") -> list[ListedIm
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
     if "\0" in text:
-        raise InputError(f"the {what} {path} is no text: {kind_of_file(path) or 'save it as UTF-8, if it is one'}")
+        raise InputError(f"the {what} {path} is not UTF-8 text: {kind_of_file(path) or 'save it as UTF-8'}")
     if not text.strip():
         raise InputError(f"the {what} {path} is empty")
     if path.suffix.lower() == ".txt":
@@ -72,7 +72,7 @@ def _csv(text: str, what: str) -> list[ListedImage]:
     if "path" not in columns:
         raise InputError(f"the {what} has no column `path`; its columns are {', '.join(columns) or 'none'}")
     if twice := next((name for name in ("path", *LABEL_COLUMNS) if columns.count(name) > 1), None):
-        raise InputError(f"the {what} has several columns `{twice}`: leave one of them")
+        raise InputError(f"the {what} has several columns `{twice}`: keep only one")
     reader.fieldnames = columns
     label = next((name for name in LABEL_COLUMNS if name in columns), "")
     ours = next((name for name in OWN_COLUMNS if name in columns), "")
@@ -82,7 +82,7 @@ def _csv(text: str, what: str) -> list[ListedImage]:
             if any(row.get(None, ())):
                 more = f"has more fields than there are columns ({separator.join(row[None])!r}): is a quote missing?"
                 raise InputError(f"the {what} cannot be read: line {reader.line_num} {more}")
-            written = bool((row.get(ours) or "").strip())  # by a script: a space beside the name is part of it
+            written = bool((row.get(ours) or "").strip())  # by a script: spaces around the path are part of it
             path = (row["path"] or "") if written else (row["path"] or "").strip()
             added = ours == "represents" and not written
             rows.append(ListedImage(path, (row.get(label) or "").strip(), added))
@@ -93,12 +93,12 @@ def _csv(text: str, what: str) -> list[ListedImage]:
 
 
 def _label_studio(text: str, what: str) -> list[ListedImage]:
-    """Its JSON and JSON-MIN exports: labels of the control `label`, of the newest annotation that has one."""
+    """Parse a JSON or JSON-MIN export: per task, the choice of the newest annotation with one, or the `label`."""
     try:
         tasks = json.loads(text)
         return [ListedImage(task.get("data", task)["path"], _choice_of(task)) for task in tasks]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise InputError(f"the {what} is no JSON of labelled tasks with a `path`, nor a list of indices") from None
+        raise InputError(f"the {what} is neither JSON of labelled tasks with a `path` nor a list of indices") from None
 
 
 def _choice_of(task: dict[str, Any]) -> str:
@@ -110,16 +110,16 @@ def _choice_of(task: dict[str, Any]) -> str:
 
 
 def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImage]:
-    """The rows with a label of one or more lists, each image once.
+    """Read the labelled rows of one or more lists, each image once.
 
-    Raises InputError when a list has none, or an image has two labels.
+    Raises InputError if a list has no labels, or an image has two.
     """
     found: dict[str, ListedImage] = {}
     for path in paths:
         images = read_image_list(path, f"{option} file")
         labelled = [image for image in images if image.label]
         if not labelled:
-            raise InputError(f"{option} {path}: no label is filled in, of {len(images)} images")
+            raise InputError(f"{option} {path}: none of its {len(images)} images has a label")
         for image in labelled:
             before = found.setdefault(os.path.normpath(image.path), image)  # ./a.jpg is a.jpg
             if before.label != image.label:
@@ -128,17 +128,17 @@ def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImag
 
 
 def notes_on(labelled: Sequence[ListedImage], option: str) -> list[str]:
-    """What the user should know of these labels: images that no selection chose, spellings that look like slips."""
+    """Return notes for the user on these labels: images that the selection did not choose, likely misspellings."""
     notes = spelling_hints(image.label for image in labelled)
     if added := sum(image.added for image in labelled):
-        notes = [f"{added} labelled images were not chosen by the selection, and are used all the same", *notes]
+        notes = [f"{added} labelled images were not chosen by the selection, and are used anyway", *notes]
     return [f"{option}: {note}" for note in notes]
 
 
 def spelling_hints(labels: Iterable[str]) -> list[str]:
-    """Labels that may be slips of more frequent ones: '"Dog" (1): did you mean "dog" (41)?'
+    """Return hints on labels that may be misspellings of others: '"Dog" (1): did you mean "dog" (41)?'
 
-    They are where both are equal but for case, spaces and punctuation; or nearly, without digits, one ten times rarer.
+    The two differ only in case, spaces and punctuation; or are similar, without digits, and one is ten times rarer.
     """
     counts = Counter(labels)
     by_frequency = [label for label, _ in counts.most_common()]
@@ -156,12 +156,12 @@ def spelling_hints(labels: Iterable[str]) -> list[str]:
 
 
 def place_of(path: str | Path) -> str:
-    """One name for a file, however a list writes its path. (Path.resolve would take minutes for a million.)"""
+    """Return one path per file, however a list writes it. (Path.resolve would take minutes for a million.)"""
     return os.path.abspath(path)  # noqa: PTH100
 
 
 def check_present(paths: Iterable[Path], what: str) -> None:
-    """Raises InputError, with how many and the first few, for images that are not there."""
+    """Raise InputError if images are not there, with their number and the first few."""
     paths = list(paths)
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -169,7 +169,7 @@ def check_present(paths: Iterable[Path], what: str) -> None:
 
 
 def some(things: Sequence[object]) -> str:
-    """'5 (a, b, c, ...)'"""
+    """Return the number of things and the first few: '5 (a, b, c, ...)'"""
     named = ", ".join(map(str, things[:FIRST_NAMED]))
     return f"{len(things)} ({named}{', ...' if len(things) > FIRST_NAMED else ''})"
 

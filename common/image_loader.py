@@ -1,4 +1,4 @@
-"""Batches of images from worker processes that end with their run; what is decoded often is kept in memory."""
+"""Batches of images from worker processes that end with their run; decoded images can be kept in memory."""
 
 import atexit
 import ctypes
@@ -27,20 +27,20 @@ from common.processes import Processes, passes
 from common.progress import progress_bar
 
 SHARED_MEMORY = Path("/dev/shm")
-SEMAPHORES = 2**16  # bytes that those of one worker take in shared memory, generously
+SEMAPHORES = 2**16  # bytes of shared memory that one worker's take, a generous estimate
 DECODED_AT_ONCE = 64
-PREFETCH = 2  # batches that a worker prepares ahead
+PREFETCH = 2  # batches that each worker prepares ahead
 WITHOUT = "try --num_workers 0, or more shared memory (docker run --shm-size=8g)"
 
 
 class ImageLoader:
     """The batches of a data set in a given order, as lists of tensors: a DataLoader that works in small containers too.
 
-    batches: the keys of each batch's images; it may be a stream that is iterated once. batch_size: of the largest.
-    workers: as many as wanted, at most as many as there are processors; 0 loads in this process.
-    Where half of the shared memory cannot hold what the workers prepare, batches come through pipes, a little slower;
-    where it cannot even hold their semaphores, there are no workers.
-    Raises, while iterating: InputError for an image that cannot be read, or when a worker is killed.
+    batches: the keys of each batch's images; may be the stream of a whole run. batch_size: that of the largest batch.
+    workers: the number of worker processes, at most one per usable processor; 0 loads in this process.
+    If half of the free shared memory cannot hold what the workers prepare, batches come through pipes, a little slower;
+    if it cannot even hold their semaphores, there are no workers.
+    Raises, while iterating: InputError if an image cannot be read or a worker is killed.
     """
 
     def __init__(self, images: Dataset, batches: Iterable[Sequence], batch_size: int, workers: int, pin_memory: bool):
@@ -67,8 +67,8 @@ class ImageLoader:
 
 
 def one_line(error: Exception) -> Exception:
-    """What a worker's error says to the user, or the error itself when it is none of the loading."""
-    last = str(error).strip().rpartition("\n")[2]  # a worker's error comes with its traceback in front
+    """Turn a loading error into an InputError of one line; return any other error as it is."""
+    last = str(error).strip().rpartition("\n")[2]  # a worker's error comes after its traceback
     if isinstance(error, InputError | OSError | MemoryError) and "worker process" in str(error):
         return InputError(last.split("Error: ", 1)[-1])
     if "DataLoader worker" in str(error) and "signal" in str(error):
@@ -82,27 +82,27 @@ def one_line(error: Exception) -> Exception:
 
 
 def free_shared_memory() -> float:
-    """In bytes. What Docker gives a container is 64 MB, and some sandboxes give none."""
+    """Return the free shared memory in bytes. Docker gives a container 64 MB, some sandboxes none."""
     if sys.platform != "linux":
         return math.inf
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
 
 
 def bytes_of_first(images: Dataset, batches: Iterable[Sequence]) -> int:
-    """What the first image takes when it is prepared; the others are like it."""
+    """Return the size in bytes of the first image once prepared; the others are like it."""
     first = next(iter(batches), ())
     return sum(part.nbytes for key in first[:1] for part in images[key] if isinstance(part, Tensor))
 
 
 def collate_for_a_pipe(samples: list[tuple]) -> list[np.ndarray]:
-    """A batch of numpy arrays, which are sent as bytes; tensors would be put into shared memory."""
+    """Collate into numpy arrays, which are sent as bytes; tensors would be put into shared memory."""
     return [np.stack([np.asarray(part) for part in parts]) for parts in zip(*samples, strict=True)]
 
 
 def end_with_parent(worker: int) -> None:
-    """SIGTERM is for the process that trains (Interruption), which needs its workers a moment longer; SIGKILL is not.
+    """Make a worker ignore SIGTERM: the training process handles it (Interruption), and needs workers a moment longer.
 
-    The kernel kills the worker when its parent is gone, whatever that died of; elsewhere torch notices in 5 seconds.
+    On Linux the kernel kills the worker when its parent dies of anything; elsewhere torch notices within 5 seconds.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -111,7 +111,7 @@ def end_with_parent(worker: int) -> None:
 
 @atexit.register
 def kill_workers() -> None:
-    """Before multiprocessing's own exit, which sends SIGTERM and then waits for ever for workers that ignore it."""
+    """Kill workers before multiprocessing's exit handler, which waits for ever for those that ignore its SIGTERM."""
     children = multiprocessing.active_children()
     if children:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
@@ -120,7 +120,7 @@ def kill_workers() -> None:
 
 
 class ImagesOrBlack(Dataset):
-    """Images as bytes (3, size, size), their labels, and whether they can be read: black and -1 where not."""
+    """Images as bytes (3, size, size), labels, and whether the image can be read: if not, it is black, its label -1."""
 
     def __init__(self, images: Dataset, input_size: int):
         self.images, self.input_size = images, input_size
@@ -137,12 +137,12 @@ class ImagesOrBlack(Dataset):
 
 
 def reason_unreadable(pool: Dataset, row: int) -> str:
-    """Why an image of a pool cannot be used."""
+    """Say why an image of a pool cannot be used."""
     try:
         pool[row]
     except InputError as error:
         return str(error).removesuffix("; repair or remove it")
-    return f"{image_name(pool, row)} could not be read before: it can be now"
+    return f"{image_name(pool, row)} could not be read before, but can be now"
 
 
 def image_name(pool: Dataset, row: int) -> str:
@@ -154,13 +154,13 @@ def image_name(pool: Dataset, row: int) -> str:
 def missing_batches(
     images: Dataset, input_size: int, file: FeatureFile, processes: Processes, batch_size: int, workers: int, doing: str
 ) -> Iterator[tuple[Sequence[int], Iterator[Tensor], Tensor, Tensor]]:
-    """This process's share of the images whose rows a feature file lacks, in batches, with a progress bar.
+    """Yield this process's share of the images whose rows a feature file lacks, in batches, with a progress bar.
 
     Batches are fixed blocks of rows, whichever process computes them and however often the run was interrupted, so the
     file is the same to the bit.
-    images: as bytes (3, input_size, input_size), with labels. doing: what the bar is called.
-    Yields: rows; their images on the device, in as many parts as are best computed one after the other; labels (b,);
-    and which of them can be read (b,).
+    images: as bytes (3, input_size, input_size), with labels. doing: the bar's title.
+    Yields: rows; their images on the device, in parts (see `passes`) to be computed one after the other; labels (b,);
+    and which of the images can be read (b,).
     """
     device, blocks = processes.device, file.missing_blocks(batch_size)
     processes.barrier()  # all have seen what is missing before anyone fills it in
@@ -170,13 +170,13 @@ def missing_batches(
         for rows, (pixels, labels, readable) in zip(blocks, loader, strict=True):
             yield rows, (part.to(device, non_blocking=True) for part in passes(pixels, device)), labels, readable
             bar.update(len(rows))
-    file.table.flush()  # where the processes are on several machines, another one reads them
+    file.table.flush()  # processes on other machines may read these rows
 
 
 class DecodedImages(Dataset):
-    """A data set of PIL images and labels (or masks) kept decoded, as many of the first ones as fit the budget.
+    """A data set of PIL images and labels (or masks) that keeps the first ones decoded, as many as fit the budget.
 
-    They are decoded when it is made, so that worker processes forked later share them.
+    Decoding happens in __init__, so that worker processes forked later share the arrays.
     """
 
     def __init__(self, images: Dataset, budget_bytes: int, threads: int, progress: bool):

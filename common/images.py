@@ -1,6 +1,6 @@
-"""Images with labels, in one order for both stages: an index chosen from the features is the same image in training.
+"""Images and labels in one order for both stages: an index chosen from the features is the same image in training.
 
-Whatever a file holds, an image is 8-bit RGB, or an error of one line.
+Every image file is read as 8-bit RGB, or fails with an error of one line.
 """
 
 import contextlib
@@ -33,34 +33,34 @@ Samples = list[tuple[str, int]]
 Files = TypeVar("Files", bound="ImageFiles")
 NO_LABEL = -1
 REPAIR = "repair or remove it"
-SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # they have no 32-bit integers, but some Pillows open 16 bits as mode I
+SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # no 32-bit integers: some Pillow versions open their 16 bits as mode I
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata of readable images, a warning for each image
+warnings.filterwarnings("ignore", module=r"PIL\.")  # one per readable image with damaged metadata
 
 
 def open_rgb(
     path: str | Path, upright: bool = False, at_least: int | None = None, content: bytes | None = None
 ) -> Image.Image:
-    """The image as 8-bit RGB; 16 bits are scaled to 8, and floats from 0..1.
+    """Read an image as 8-bit RGB, scaling 16 bits to 8, and floats from 0..1.
 
-    (departure) The published code clips 16-bit and float images: nearly all of their pixels become white or black.
+    (departure) The published code clips 16-bit and float images, so that nearly all pixels become white or black.
 
     Args:
-        upright: apply the EXIF orientation, as the published code does not.
-        at_least: decode a larger JPEG at 1/2, 1/4 or 1/8 of its size, so that both sides keep this many pixels.
-        content: the file's bytes, where it lies in no folder; `path` is what errors call it then.
+        upright: apply the EXIF orientation, which the published code does not.
+        at_least: decode a larger JPEG at 1/2, 1/4 or 1/8 of its size, keeping at least this many pixels per side.
+        content: the file's bytes, if it is not on disk; `path` is then only its name in errors.
     Raises:
-        InputError, naming the file, when it cannot be decoded or its pixel values have no known scale.
+        InputError, naming the file, if it cannot be decoded or its pixel values have no known scale.
     """
     try:
         if content is None and not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputError(f"it is no file; {REPAIR}")  # to read a pipe, say, waits for ever
+            raise InputError(f"it is not a file; {REPAIR}")  # reading a pipe, say, waits for ever
         with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
             if at_least:
                 image.draft(None, (at_least, at_least))
             if upright:
                 image.load()
-                with contextlib.suppress(Exception):  # damaged metadata; it is turned before they are looked at
+                with contextlib.suppress(Exception):  # damaged metadata, read only after the image is turned
                     ImageOps.exif_transpose(image, in_place=True)
             return _eight_bits(image).convert("RGB")
     except InputError as error:
@@ -68,7 +68,7 @@ def open_rgb(
     except UnidentifiedImageError:
         kind = kind_of_file(path) if content is None else None
         problem = f"{kind or 'its format is not known'}; {REPAIR}"
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file can make Pillow's decoders raise anything
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"{said.splitlines()[0]}; {REPAIR}"
     raise InputError(f"cannot read the image {path}: {problem}")
@@ -76,29 +76,29 @@ def open_rgb(
 
 @cache
 def formats() -> list[str]:
-    """What Pillow reads, without PostScript, which it has Ghostscript run as a program."""
+    """Return the formats that Pillow reads, except PostScript, which it would have Ghostscript run as a program."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Raises InputError for pixels that are neither of 8 or 16 bits nor floats in 0..1."""
+    """Scale 16-bit and float pixels to 8 bits. Raises InputError for 32-bit integers and floats outside 0..1."""
     if image.mode.startswith("I"):
         if image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS:
-            raise InputError("32-bit integers have no known scale: convert it to 8 or 16 bits")
-        # The higher byte, which is also what Pillow takes of 16-bit colours.
+            raise InputError("32-bit integers have no known scale: convert the image to 8 or 16 bits")
+        # The higher byte, which Pillow takes of 16-bit colours, too.
         return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # also where one is NaN
+        if not (values.min() >= 0 and values.max() <= 1):  # also true if one is NaN
             span = f"{values.min():g} to {values.max():g}"
-            raise InputError(f"floats from {span} have no known scale: convert it to floats in 0..1 or to 8 bits")
+            raise InputError(f"floats from {span} have no known scale: convert the image to floats in 0..1 or 8 bits")
         return Image.fromarray((255 * values).round().astype(np.uint8))
     return image
 
 
 class ImageFiles(Dataset):
-    """Image files and labels. samples: path and label of each. classes: the names of the labels."""
+    """Image files with labels. samples: (path, label) per image. classes: the names of the labels."""
 
     def __init__(self, root: Path, samples: Samples, classes: list[str], transform: Transform | None, loader: Loader):
         self.root, self.samples, self.classes, self.transform, self.loader = root, samples, classes, transform, loader
@@ -112,14 +112,14 @@ class ImageFiles(Dataset):
         return (self.transform(image) if self.transform else image), label
 
     def not_empty(self: Files) -> Files:
-        """These images. Raises InputError when there are none."""
+        """Return self. Raises InputError if there are no images."""
         if not self.samples:
             raise InputError(f"image folder {self.root} holds no images ({' '.join(IMG_EXTENSIONS)})")
         return self
 
 
 class ListedImages(ImageFiles):
-    """The images of a list, in its order, relative to `root`; classes are its labels, sorted, or those given."""
+    """The images of a list, in its order, with paths relative to `root`. Default classes: the labels, sorted."""
 
     def __init__(
         self,
@@ -131,21 +131,21 @@ class ListedImages(ImageFiles):
     ):
         classes = list(classes or sorted({image.label for image in listed if image.label}))
         number = {name: label for label, name in enumerate(classes)}
-        samples = [(os.path.join(root, image.path), number.get(image.label, NO_LABEL)) for image in listed]  # noqa: PTH118 - as fast as a million need
+        samples = [(os.path.join(root, image.path), number.get(image.label, NO_LABEL)) for image in listed]  # noqa: PTH118 - pathlib is too slow for a million
         super().__init__(root, samples, classes, transform, loader)
 
 
 def image_list(path: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
-    """The images of a .csv or .txt, relative to its folder. Raises InputError when one of them is not there."""
+    """Return the images listed in a .csv or .txt, relative to its folder. Raises InputError if one is missing."""
     images = ListedImages(path.parent, read_image_list(path), transform, loader)
     check_present((Path(file) for file, _ in images.samples), str(path))
     return images
 
 
 def image_tree(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ListedImages:
-    """Every image below a folder, whatever its folders mean, without labels, in one stable order.
+    """Return all images below a folder, whatever its subfolders mean, without labels, in one stable order.
 
-    Raises InputError when it is missing or holds no images.
+    Raises InputError if the folder is missing or holds no images.
     """
     check_folder(root)
     listed = [ListedImage(os.path.relpath(path, root), "") for path in images_below(str(root))]
@@ -153,20 +153,20 @@ def image_tree(root: Path, transform: Transform | None = None, loader: Loader = 
 
 
 def images_below(folder: str) -> list[str]:
-    """The images in a folder and its subfolders, folder by folder."""
+    """Return the images in a folder and its subfolders, folder by folder."""
     return [f"{inside}{os.sep}{name}" for inside, files in walk(folder) for name in files if is_image(name)]
 
 
 def walk(folder: str) -> list[tuple[str, list[str]]]:
-    """A folder and all those below it but hidden ones, in one order, with the names of their files, sorted.
+    """List a folder and all folders below it except hidden ones, in one order, each with its sorted file names.
 
-    A link to a folder that it is in, which would be walked for ever, is left out.
+    A link to a folder that contains the link is left out: it would be walked for ever.
     """
-    found, above = [], {folder: {identity(folder)}}  # of each folder, and those that it is in
+    found, above = [], {folder: {identity(folder)}}  # above: identities of each folder and its parents
     for inside, subfolders, files in os.walk(folder, followlinks=True):
         own = above.pop(inside)
         for name in [*subfolders]:
-            path = os.path.join(inside, name)  # noqa: PTH118 - as os.walk will name it
+            path = os.path.join(inside, name)  # noqa: PTH118 - the path that os.walk will use
             if is_hidden(name) or (known := identity(path)) in own:
                 subfolders.remove(name)
             else:
@@ -176,34 +176,34 @@ def walk(folder: str) -> list[tuple[str, list[str]]]:
 
 
 def identity(folder: str) -> tuple[int, int]:
-    """What a folder is, by whatever path it is reached."""
+    """Return a folder's identity (device, inode), whatever path leads to it."""
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
 
 def note_on_other_formats(folder: Path) -> str | None:
-    """Which images below a folder are of formats that are not read, in one line; None where there are none."""
+    """Return one line on images below a folder in formats that are not read, or None."""
     names = (name.lower() for _, files in walk(str(folder)) for name in files if not is_hidden(name))
     counts = Counter(os.path.splitext(name)[1] for name in names if name.endswith(OTHER_FORMATS))  # noqa: PTH122
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-    return f"left out of {folder}: {kinds}; convert them to JPEG or PNG if they belong to it" if kinds else None
+    return f"left out of {folder}: {kinds}; convert them to JPEG or PNG to include them" if kinds else None
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no data: hidden, or what macOS adds to an archive."""
+    """Whether a file or folder is not data: hidden, or added to an archive by macOS."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is an image, and not hidden."""
+    """Whether a file name is that of an image, and not hidden."""
     return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
 
 
 def class_folders(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
-    """`<root>/<class>/**`: classes and images in the order of their names, as torchvision's ImageFolder has them.
+    """Return the images of `<root>/<class>/**`, with classes and images sorted as by torchvision's ImageFolder.
 
     Hidden files and folders, such as .ipynb_checkpoints or macOS's ._1.jpg, are left out.
-    Raises InputError when the folder is missing, or has no class folders with an image.
+    Raises InputError if the folder is missing, or has no class folder with an image.
     """
     check_folder(root)
     try:
@@ -217,15 +217,15 @@ def class_folders(root: Path, transform: Transform | None = None, loader: Loader
 
 
 def flat_folder(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
-    """All images directly in one folder, if there are any, in the order of their names, without labels (-1)."""
+    """Return the images directly in one folder, possibly none, sorted by name, without labels (-1)."""
     paths = (str(path) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file())
     return ImageFiles(root, [(path, NO_LABEL) for path in paths], [], transform, loader)
 
 
 def image_folder(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
-    """Any folder of images: class folders, or all images flat in it.
+    """Return the images of any folder: of class folders, or of images directly in it.
 
-    Raises InputError when it is missing, empty, or both at once (which images have labels could only be guessed).
+    Raises InputError if it is missing, empty, or has both (one could only guess which images have labels).
     """
     check_folder(root)
     flat = flat_folder(root, transform, loader)
@@ -238,11 +238,11 @@ def image_folder(root: Path, transform: Transform | None = None, loader: Loader 
 
 
 def cifar(name: str, root: Path, train: bool, transform: Transform | None = None) -> "CIFAR10 | CIFAR100":
-    """torchvision's CIFAR10 or CIFAR100 in `root`, downloaded when it is not there.
+    """Return torchvision's CIFAR10 or CIFAR100 in `root`, downloading it if it is not there.
 
-    Raises InputError, saying where to put the archive by hand, when it cannot be downloaded.
+    Raises InputError, saying where to put the archive by hand, if the download fails.
     """
-    from torchvision.datasets import CIFAR10, CIFAR100  # seconds to load, and folders do without
+    from torchvision.datasets import CIFAR10, CIFAR100  # takes seconds to import, and folders do not need it
 
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
     try:

@@ -1,6 +1,6 @@
-"""Networks are timm's, by any name it knows; a keyword override makes a user's own small ViT as usable as those.
+"""timm networks, by any name that timm knows; keyword overrides allow a user's own small ViT, too.
 
-Their weights and configurations come from the Hugging Face hub, or one line says what to fetch by hand.
+Weights and configurations come from the Hugging Face hub; if that fails, one line says what to fetch by hand.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from common.errors import InputError
 
 HUB = "hf-hub:"
 TIMEOUT = 10  # seconds
-# Keywords of timm.create_model that are about weights: it would read what they name.
+# Keywords of timm.create_model that concern weights: it would read what they name.
 NO_OVERRIDES = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
 )  # fmt: skip
 PUBLISHED_INPUT_SIZE = 224
-# DINO's and DeiT's plain ViTs: the published scripts normalise images for them with ImageNet's statistics.
+# The plain ViTs of DINO and DeiT, for which the published scripts normalise images with ImageNet's statistics.
 PUBLISHED_VITS = re.compile(r"(vit|deit)_(tiny|small|base)_patch\d+_224")
 
 
@@ -44,21 +44,24 @@ class Preprocessing(NamedTuple):
     interpolation: str
 
     def described(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """Return the fields in JSON types."""
         return {**self._asdict(), "mean": list(self.mean), "std": list(self.std)}
 
 
 def preprocessing(
     name: str, input_size: int | None = None, model_kwargs: dict[str, Any] | None = None
 ) -> Preprocessing:
-    """How to prepare images for a timm network; statistics and interpolation are those of timm's configuration for it.
+    """Return how to prepare images for a timm network, with statistics and interpolation from timm's configuration.
 
-    The plain ViTs of the published scripts get ImageNet's statistics when `name` has no tag to say whose weights are
-    meant. Without an input size it is img_size of `model_kwargs`; else 224, as published, where the patches divide
-    that, or the network's own size.
-    Raises InputError for a name or a tag that timm does not know.
+    The plain ViTs of the published scripts get ImageNet's statistics if `name` has no tag to say whose weights are
+    meant. Without an input size, take img_size of `model_kwargs`; else 224, as published, if the patches divide it;
+    else the network's own size.
+    Raises InputError if timm does not know the name or its tag, or if a size in `model_kwargs` is not one number.
     """
     config, kwargs = model_config(name), model_kwargs or {}
+    for key in ("img_size", "patch_size"):
+        if not isinstance(side := kwargs.get(key, 1), int) or side < 1:
+            raise InputError(f"{key}={side} in --model-kwargs is not one whole number of pixels, the side of a square")
     if not input_size:
         patch = kwargs.get("patch_size") or next(map(int, re.findall(r"patch(\d+)", name)), None)
         fits = PUBLISHED_INPUT_SIZE % patch == 0 if patch else not config.get("fixed_input_size")
@@ -69,32 +72,32 @@ def preprocessing(
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images of bytes (b, 3, h, w) as float32 in 0..1, less the mean of each channel and divided by its std."""
+    """Convert byte images (b, 3, h, w) to float32 in 0..1, subtract each channel's mean and divide by its std."""
     mean, std = (torch.tensor(channels, device=images.device)[:, None, None] for channels in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 def input_size(args: argparse.Namespace) -> int:
-    """Pixels per side of the images that --model, --input-size and --model-kwargs ask for together."""
+    """Return the pixels per side of the images that --model, --input-size and --model-kwargs together ask for."""
     return preprocessing(args.model, args.input_size, args.model_kwargs).input_size
 
 
 def create_network(
     name: str, num_classes: int, input_size: int, model_kwargs: dict[str, Any] | None = None, **rates: float
 ) -> nn.Module:
-    """A timm network with fresh weights for square images of `input_size` pixels; `statistics` are their mean and std.
+    """Build a timm network with fresh weights for square images of `input_size` pixels per side.
 
-    `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` of dropout and
-    stochastic depth. `built_with` are the keywords that timm's create_model needs to build it again. With num_classes 0
-    it has no head.
-    Raises InputError for a name timm does not know, an override it does not take, or a size that its patches do not
-    divide.
+    `name` may have a tag or start with hf-hub:. `model_kwargs` are the user's overrides, `rates` those of dropout and
+    stochastic depth. With num_classes 0 there is no head. Two attributes are added: `statistics`, the mean and std of
+    the images, and `built_with`, the keywords that timm's create_model needs to build the network again.
+    Raises InputError if timm does not know the name, does not take an override, or the patches do not divide the
+    input size.
     """
-    config = model_config(name)
+    config, prepared = model_config(name), preprocessing(name, input_size, model_kwargs)
     kwargs = dict(model_kwargs or {})
     for key in kwargs:
-        if key in NO_OVERRIDES:  # a checkpoint's, too, which may be a stranger's
-            raise InputError(f"the keyword {key} is about weights, not the network: they have their own option")
+        if key in NO_OVERRIDES:  # overrides may also come from a stranger's checkpoint
+            raise InputError(f"the keyword {key} concerns weights, not the network: weights have their own option")
     if config.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     if kwargs.get("img_size", input_size) != input_size:
@@ -111,13 +114,12 @@ def create_network(
         raise InputError(
             f"the {patch}x{patch} patches of {name} do not divide an input size of {input_size}: try {near}"
         )
-    prepared = preprocessing(name, input_size, model_kwargs)
     network.statistics = (prepared.mean, prepared.std)
     return network
 
 
 def has_class_token(network: nn.Module) -> bool:
-    """Whether a class token passes through all blocks beside the patches, whatever timm calls the class."""
+    """Whether a class token passes through all blocks with the patches, whatever the network's class in timm."""
     if getattr(network, "cls_token", None) is None:
         return False
     forward: Callable = getattr(network, "forward_intermediates", lambda: None)
@@ -125,13 +127,13 @@ def has_class_token(network: nn.Module) -> bool:
 
 
 def averages_beside_class_token(network: nn.Module) -> bool:
-    """Whether the head would see the mean patch, though there is a class token and no norm was trained for the mean."""
+    """Whether the head sees the mean patch, though there is a class token and no norm was trained for the mean."""
     has_own_norm = not isinstance(getattr(network, "fc_norm", nn.Identity()), nn.Identity)
     return getattr(network, "global_pool", "") == "avg" and has_class_token(network) and not has_own_norm
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """timm's configuration of a model. Raises InputError, with the nearest names, when timm does not know it."""
+    """Return timm's configuration of a model. Raises InputError, with the nearest names, if timm does not know it."""
     if name.startswith(HUB):
         return hub_config(name.removeprefix(HUB))
     architecture, tag = split_model_name_tag(name)
@@ -142,16 +144,16 @@ def model_config(name: str) -> dict[str, Any]:
         )
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0) or ["no pretrained weights of it"]
-        raise InputError(f"timm has no {name!r}, but {', '.join(close)}")
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0) or ["no pretrained weights for this model"]
+        raise InputError(f"timm has no {name!r}; it has {', '.join(close)}")
     config = get_pretrained_cfg(name, allow_unregistered=True)
     return config.to_dict() if config else {"input_size": (3, PUBLISHED_INPUT_SIZE, PUBLISHED_INPUT_SIZE)}
 
 
 def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The weights that timm's configuration names, from its hub's cache or downloaded, and their address.
+    """Return the weights that timm's configuration names, from the hub's cache or downloaded, and their address.
 
-    Raises InputError, saying which file to fetch and where to put it, when they cannot be downloaded.
+    Raises InputError, saying which file to fetch and where to put it, if they cannot be downloaded.
     """
     repository, url = config.get("hf_hub_id"), config.get("url")
     if not repository:
@@ -170,16 +172,16 @@ def download_timm_weights(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def hub_config(repository: str) -> dict[str, Any]:
-    """timm's configuration of a model on the Hugging Face hub. Raises InputError when it cannot be downloaded."""
+    """Return timm's configuration of a model on the Hugging Face hub. Raises InputError if the download fails."""
     cached = "or run `hf download` where there is a network and copy its cache (~/.cache/huggingface) here"
     with _from_hub(repository, "config.json", f"check the name, {cached}"):
         return load_model_config_from_hf(repository)[0]
 
 
 def _on_hub(repository: str, filename: str) -> tuple[str, str | None]:
-    """The address of a file of a repository, which may end with @revision, and where it is cached, if it is.
+    """Return the address of a file in a repository (NAME or NAME@revision), and its cached path or None.
 
-    Raises InputError for a name that no repository can have.
+    Raises InputError if no repository can have this name.
     """
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
@@ -188,16 +190,16 @@ def _on_hub(repository: str, filename: str) -> tuple[str, str | None]:
         cached = try_to_load_from_cache(name, filename, revision=revision or None)
         return hf_hub_url(name, filename, revision=revision or None), cached if isinstance(cached, str) else None
     except ValueError as error:
-        raise InputError(f"{repository!r} is no name of a model on the Hugging Face hub: {error}") from None
+        raise InputError(f"{repository!r} is not the name of a model on the Hugging Face hub: {error}") from None
 
 
 @contextlib.contextmanager
 def _from_hub(repository: str, filename: str, hint: str) -> Iterator[None]:
-    """Turn what goes wrong with the hub into one line, at once: its own library retries for a minute."""
+    """Turn failures of the hub into an InputError at once: its own library retries for a minute."""
     address, cached = _on_hub(repository, filename)
     try:
         if not cached:
-            with contextlib.suppress(HTTPError):  # the hub answers: its own library knows other files and says more
+            with contextlib.suppress(HTTPError):  # the hub answers: its library tries other files and says more
                 urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
         yield
     except (URLError, OSError, RuntimeError, ValueError, KeyError) as error:

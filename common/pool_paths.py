@@ -1,4 +1,4 @@
-"""The images of a feature file, listed beside it: what each is called, and whether it is still the same file."""
+"""The list of images beside a feature file: the name of each, and whether it is still the same file."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from common.image_list import ListedImage, place_of, some
 if TYPE_CHECKING:
     from common.hf_images import HFImages
 
+SOURCE = ("dataset", "split", "column")  # of Hugging Face images
+
 
 class PoolImage(NamedTuple):
-    """An image of the pool, relative to its folder, with what tells whether it is still the same file."""
+    """An image of the pool: path in its folder, label, and size and time of change, to tell if the file changed."""
 
     path: str
     label: int
@@ -25,10 +27,10 @@ class PoolImage(NamedTuple):
 
 
 class PoolPaths(NamedTuple):
-    """Images of a feature file, in its order.
+    """The images of a feature file, in its order.
 
-    paths: relative to `root`. sizes: of the files, in bytes; empty where not known. classes: names of the labels.
-    source: where the images are read from when they are no files (a Hugging Face data set).
+    paths: relative to `root`. sizes: of the files, in bytes; empty if unknown. classes: names of the labels.
+    source: where to read images that are not files (a Hugging Face data set); else None.
     """
 
     root: str
@@ -41,19 +43,19 @@ class PoolPaths(NamedTuple):
         return [Path(self.root, path) for path in self.paths]
 
     def data_set(self) -> "HFImages | None":
-        """Where images are that are no files. Raises InputError when it cannot be loaded, or is another one now."""
+        """Return the data set of images that are not files, or None. Raises InputError if it is gone or changed."""
         if not self.source:
             return None
         from common.hf_images import HFImages  # an optional package
 
-        images = HFImages(*self.source.values())
+        images = HFImages(*(self.source[key] for key in SOURCE))
         if len(images) != len(self.paths):
             had = len(self.paths)
             raise InputError(f"{self.source['dataset']} has {len(images)} images now, not {had}: extract again")
         return images
 
     def check_unchanged(self, feature_path: str) -> None:
-        """Raises InputError when images have gone, or are of another size, since they were extracted."""
+        """Raise InputError if images are gone or have another size since their features were extracted."""
         if self.source:
             return
         gone, changed = [], []
@@ -65,7 +67,7 @@ class PoolPaths(NamedTuple):
                 continue
             changed += [path] * (size not in (None, now))
         if gone or changed:
-            kinds = {"gone": gone, "other files": changed}
+            kinds = {"gone": gone, "different files now": changed}
             said = ", ".join(f"{some(paths)} are {kind}" for kind, paths in kinds.items() if paths)
             raise InputError(
                 f"the pool {self.root} changed since {feature_path} was extracted: of {len(self.paths)} images {said}; "
@@ -73,7 +75,7 @@ class PoolPaths(NamedTuple):
             )
 
     def indices_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
-        """The indices in the pool of these images. Raises InputError for images that are not in it."""
+        """Return the indices of these images in the pool. Raises InputError if any is not in it."""
         row_of = {place_of(file): row for row, file in enumerate(self.files())}
         rows = {image.path: row_of.get(place_of(Path(self.root, image.path))) for image in images}
         outside = [path for path, row in rows.items() if row is None]
@@ -83,12 +85,12 @@ class PoolPaths(NamedTuple):
 
 
 def pool_images(root: Path, pool: Any) -> list[PoolImage] | None:
-    """The images of a data set, below a folder, in the order of its `samples` (path, label); None without any files."""
+    """Return a data set's images below `root`, in the order of its `samples` (path, label); None if not files."""
 
     def stamp(path: str, label: int) -> PoolImage:
         try:
             status = Path(path).stat()
-        except OSError as error:  # a link to what is not there
+        except OSError as error:  # a dangling link, say
             raise InputError(f"cannot read the image {path}: {error.strerror}; repair or remove it") from None
         return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
 
@@ -96,16 +98,16 @@ def pool_images(root: Path, pool: Any) -> list[PoolImage] | None:
 
 
 def paths_file(feature_path: Path) -> Path:
-    """Where the images of a feature file are listed, in its order: {"root": ..., "paths": [...], ...}."""
+    """Return the path of the list of a feature file's images, in its order: {"root": ..., "paths": [...], ...}."""
     return feature_path.with_name(f"{feature_path.stem}_paths.json")
 
 
 def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
-    """The n images of a feature file. Raises InputError when there is no list of them, or one of another length."""
+    """Read the list of a feature file's n images. Raises InputError if there is none, or one of another length."""
     file = paths_file(Path(feature_path))
     if not file.is_file():
         raise InputError(
-            f"{file} is not there: image paths are known for --dataset Folder, List, HF, ImageNet and ADE20K"
+            f"{file} is not there: image paths are recorded only for --dataset Folder, List, HF, ImageNet and ADE20K"
         )
     listed = read_json(file, "list of image paths")
     listed = listed if isinstance(listed, dict) else {}
@@ -113,7 +115,7 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     sizes, classes, source = listed.get("sizes", []), listed.get("classes", []), listed.get("source")
     if (
         not all(isinstance(each, list) for each in (paths, sizes, classes))
-        or not isinstance(source, dict | None)
+        or not (source is None or (isinstance(source, dict) and {*source} == {*SOURCE}))
         or len(paths) != n
         or not all(isinstance(name, str) for name in (root, *paths, *classes))
         or len(sizes) not in (0, n)
@@ -123,22 +125,22 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
 
 
 def numbered_alike(feature_path: str | Path, other_path: str | Path, labels: np.ndarray) -> np.ndarray:
-    """The labels (m,) of another feature file, with the numbers that the classes of those names have in the first.
+    """Renumber another feature file's labels (m,), so that a class name has the same number as in the first file.
 
-    A split that lacks a class numbers the ones after it differently. A class that the first lacks gets a number of its
-    own. Where the names are not known, as for CIFAR, the numbers stay.
+    A split that lacks a class numbers the later ones differently. A class that the first file lacks gets a number of
+    its own. If the names are unknown, as for CIFAR, the numbers stay.
     """
     ours, theirs = classes_of(Path(feature_path)), classes_of(Path(other_path))
     if not ours or not theirs or ours == theirs:
         return labels
     if labels.max() >= len(theirs):
-        raise InputError(f"{paths_file(Path(other_path))} names {len(theirs)} classes, and a label is {labels.max()}")
+        raise InputError(f"{paths_file(Path(other_path))} names {len(theirs)} classes, but a label is {labels.max()}")
     number = {name: label for label, name in enumerate(dict.fromkeys([*ours, *theirs]))}
     return np.array([number[theirs[label]] if label >= 0 else label for label in labels], dtype=np.int64)
 
 
 def classes_of(feature_path: Path) -> list[str]:
-    """The names of a feature file's labels; none where they are not known."""
+    """Return the names of a feature file's labels; empty if unknown."""
     file = paths_file(feature_path)
     listed = read_json(file, "list of image paths") if file.is_file() else {}
     return listed.get("classes", []) if isinstance(listed, dict) else []

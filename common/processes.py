@@ -1,4 +1,4 @@
-"""One process or many: started by torchrun, torch.distributed.launch --use_env or SLURM, or by nobody at all."""
+"""One process or many: started by torchrun, torch.distributed.launch --use_env or SLURM, or directly."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ from tqdm import tqdm
 from common.errors import InputError
 
 Result = TypeVar("Result")
-CPU_PASS = 16  # images in one forward pass on a CPU: the activations of more leave its caches
+CPU_PASS = 16  # images per forward pass on a CPU: the activations of more overflow its caches
 SECONDS_TO_RELEASE = 0.1
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the `size` that share the work; by default it is alone.
+    """This process, one of `size` that share the work; by default the only one.
 
-    `device` is its own: cuda:<local rank> where several share a machine's GPUs.
+    `device` is its own: cuda:<local rank> if several share a machine's GPUs.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -40,17 +40,17 @@ class Processes:
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """This process's share of n things: consecutive ones, the same number for all to within one."""
+        """Return this process's share of n things: a consecutive slice, of equal length in all to within one."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def sum(self, *tensors: Tensor) -> None:
-        """Replace each tensor by its sum over the processes, which is the same in all of them."""
+        """Replace each tensor by its sum over the processes, the same in all of them."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, of one shape, stacked in order (size, ...)."""
+        """Return the tensors of all processes, which have one shape, stacked by rank (size, ...)."""
         if self.size == 1:
             return tensor[None]
         gathered = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -73,14 +73,14 @@ class Processes:
         return result
 
     def from_main(self, work: Callable[[], Result]) -> Result:
-        """What the main process makes of some work, in all of them. Its InputError is raised in all, too."""
+        """Run `work` in the main process; return its result in all. Its InputError is raised in all, too."""
         made = [self.together(lambda: work() if self.is_main else None)]
         if self.size > 1:
             dist.broadcast_object_list(made)
         return made[0]
 
     def report(self, message: str) -> None:
-        """Print a line, in one process only, above its progress bars."""
+        """Print a line above the progress bars, in the main process only."""
         if self.is_main:
             tqdm.write(message)
 
@@ -90,7 +90,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the body (a download, say) before the others do."""
+        """Run the body (a download, say) in the main process before the others."""
         if not self.is_main:
             self.barrier()
         yield
@@ -102,9 +102,9 @@ ALONE = Processes()
 
 
 class Interruption:
-    """Notes SIGTERM instead of dying of it, so that the update under way is finished and the state saved."""
+    """Record SIGTERM instead of dying from it, so that the current update is finished and the state saved."""
 
-    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again, with --auto-resume
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run again, with --auto-resume
 
     def __init__(self) -> None:
         self.requested = False
@@ -121,7 +121,7 @@ class Interruption:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises InputError for a device that this machine lacks."""
+    """Return the device; `auto` is the first there of cuda, mps and cpu. Raises InputError if this machine lacks it."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -131,31 +131,31 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:150]
-        raise InputError(f"--device {name} cannot be used here, cpu can: {reason}") from None
+        raise InputError(f"--device {name} cannot be used here (cpu can): {reason}") from None
     return device
 
 
 def amp_dtype_of(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type that --amp names: off, bf16 or fp16; auto is fp16 on CUDA, else off."""
+    """Return the type that --amp names, None for off; auto is fp16 on CUDA, else off."""
     if amp == "auto":
         amp = "fp16" if device.type == "cuda" else "off"
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def passes(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """The parts of a batch (b, ...) that are best put through a network one after the other, without gradients."""
+    """Split a batch (b, ...) into the parts that are best run through a network in turn, without gradients."""
     return images.split(CPU_PASS if device.type == "cpu" else len(images))
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> AbstractContextManager:
-    """Mixed precision of this type on the device, or none at all."""
+    """Return a context that autocasts to this type on the device, or does nothing for None."""
     return torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
 
 
 def in_parallel(model: nn.Module, processes: Processes, some_unused: bool = False) -> nn.Module:
-    """The model as it is trained: alone, or averaging its gradients with the other processes.
+    """Return the model to train: itself, or one that averages its gradients with the other processes.
 
-    some_unused: some of its weights have no part in the loss.
+    some_unused: some weights do not affect the loss.
     """
     if processes.size == 1:
         return model
@@ -164,28 +164,28 @@ def in_parallel(model: nn.Module, processes: Processes, some_unused: bool = Fals
 
 
 def gradients_stay(model: nn.Module, until_last: bool) -> AbstractContextManager:
-    """Several processes average their gradients once per update, with its last micro-batch."""
+    """Keep gradients local until the last micro-batch, so that processes average them once per update."""
     return model.no_sync() if until_last and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def first_node(nodes: str) -> str:
-    """Of SLURM's list, where process 0 is: "gpu-[03-05,9],login" begins with gpu-03."""
+    """Return the first node of SLURM's list, that of process 0: gpu-03 for "gpu-[03-05,9],login"."""
     first = re.match(r"([^,\[]|\[[^\]]*\])*", nodes)[0]
     return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first)
 
 
 @contextmanager
 def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Processes]:
-    """Join the other processes of this run, over nccl on CUDA and gloo elsewhere, and part from them at the end.
+    """Join the other processes of this run, over nccl on CUDA and gloo elsewhere, and leave them at the end.
 
-    Raises InputError when a device is not here, or a machine has fewer GPUs than processes.
+    Raises InputError if the device is missing, or a machine has fewer GPUs than processes.
     """
     device = pick_device(device_name)
-    # SLURM_NTASKS is in a batch script's own environment too, whose plain commands are one process each.
+    # Not SLURM_NTASKS: a batch script itself has it too, and runs plain commands as one process each.
     if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         yield Processes(device)
         return
-    from timm.utils.distributed import init_distributed_device_so, world_info_from_env  # a second of imports
+    from timm.utils.distributed import init_distributed_device_so, world_info_from_env  # takes a second to import
 
     local_rank, _, _ = world_info_from_env()
     if device.type == "cuda" and local_rank >= torch.cuda.device_count():
@@ -205,7 +205,7 @@ def launched(device_name: str = "auto", dist_url: str = "env://") -> Iterator[Pr
         raise
     finally:
         if dist.is_initialized():
-            # gloo's threads release their last tensors, for which they need the interpreter; to join them holds it, for
-            # ever where it is too early (seen with torch 2.6).
+            # gloo's threads need the GIL to release their last tensors. Joining them holds it: if they are not done by
+            # then, it hangs for ever (seen with torch 2.6).
             time.sleep(SECONDS_TO_RELEASE)
             dist.destroy_process_group()

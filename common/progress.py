@@ -10,12 +10,12 @@ LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
-    """tqdm's bar, with tqdm's arguments. Where stderr is no terminal, a line per minute instead, from the first on."""
+    """Return tqdm's bar, given tqdm's arguments; if stderr is not a terminal, it prints a line after each minute."""
     return (tqdm if sys.stderr.isatty() else ProgressLines)(*args, **kwargs)
 
 
 class ProgressLines(tqdm):
-    """Progress as lines of a log: each is complete, none is redrawn, work of less than a minute has none."""
+    """Progress as log lines: each is complete, none is redrawn, and work of less than a minute prints none."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         every = dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_BETWEEN_LINES)

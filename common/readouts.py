@@ -21,13 +21,13 @@ PROPAGATION_TAU = 0.2
 PROPAGATION_ALPHA = 0.9
 PROPAGATION_STEPS = 40  # alpha^40 is 1%
 LEAST_PROBABILITY = 1e-6
-UNKNOWN_CLASS_LOGIT = -10.0  # e^-10 of the most probable class, and no loss that dwarfs all others
+UNKNOWN_CLASS_LOGIT = -10.0  # at most e^-10 of the most probable class, yet its loss does not dwarf all others
 
 
 def fit_readout(name: str, features: np.ndarray, labels: np.ndarray, classes: int) -> ClassifierMixin:
     """Fit the readout "linear" or "knn" to the labelled samples, features (k, d) and labels (k,).
 
-    classes: how many the task has. Where all k labels are the same, the readout always predicts that one.
+    classes: how many the task has. If all k labels are the same, the readout always predicts that one.
     """
     if len(np.unique(labels)) == 1:
         return DummyClassifier().fit(features, labels)
@@ -37,7 +37,7 @@ def fit_readout(name: str, features: np.ndarray, labels: np.ndarray, classes: in
 
 
 def top_accuracies(readout: ClassifierMixin, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent: {"acc1": ..., "acc5": ...}. On a tie the first class wins."""
+    """Return top-1 and top-5 accuracy in percent: {"acc1": ..., "acc5": ...}. On a tie the first class wins."""
     probabilities = readout.predict_proba(features)  # (n, classes among the labelled samples)
     ranked = readout.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :5]]
     hits = ranked == labels[:, None]
@@ -45,20 +45,20 @@ def top_accuracies(readout: ClassifierMixin, features: np.ndarray, labels: np.nd
 
 
 def linear_readout(features: np.ndarray, labels: np.ndarray) -> Pipeline:
-    """Logistic regression on standardised features, to be fitted; its strength suits these labelled samples."""
+    """Return an unfitted logistic regression on standardised features; its strength suits these labelled samples."""
     return _logistic_regression(best_strength(features, labels))
 
 
 def as_linear_layer(readout: Pipeline, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """One linear layer on features as they are that predicts what a fitted linear_readout does.
+    """Convert a fitted linear_readout to one linear layer on unstandardised features, with the same predictions.
 
     Returns: weight (classes, d) and bias (classes,), float64, with the standardisation folded in. The logits of the
-    classes that were fitted sum to 0 for any features, so the largest of them is never below 0; all other classes get
-    a constant logit of -10, which never wins.
+    fitted classes sum to 0 for any features, so the largest is never below 0; all other classes get a constant logit
+    of -10, which never wins.
     """
     scaler, regression = readout
     coef, intercept = regression.coef_.astype(np.float64), regression.intercept_.astype(np.float64)
-    if len(coef) == 1:  # of two classes, the second one's logit over the first one's
+    if len(coef) == 1:  # two classes: the second's logit relative to the first's
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
     fitted = coef / scaler.scale_
     offset = intercept - fitted @ scaler.mean_
@@ -69,10 +69,10 @@ def as_linear_layer(readout: Pipeline, classes: int) -> tuple[np.ndarray, np.nda
 
 
 def best_strength(features: np.ndarray, labels: np.ndarray) -> float:
-    """C, the inverse strength of the regularisation, by cross-validation on the labelled samples alone.
+    """Choose C, the inverse strength of the regularisation, by cross-validation on the labelled samples alone.
 
-    The C of the least log-loss over 5 folds. A sample whose class is in no other fold says nothing of it and is left
-    out. With fewer than two samples per class on average that would be most of them: C is then 1.
+    Take the C of the least log-loss over 5 folds. A sample whose class is in no other fold says nothing about C and
+    is left out. With fewer than two samples per class on average, that would be most of them: C is then 1.
     """
     classes = np.unique(labels)
     if len(labels) < 2 * len(classes) or len(classes) < 2:
@@ -82,7 +82,7 @@ def best_strength(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def stratified_folds(features: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What each fold is fitted to, and what it holds out, of 5, or fewer where no class has 5 samples; else none.
+    """Return the (fitted, held out) indices of 5 folds, or of fewer if no class has 5 samples; none if none has 2.
 
     Folds are stratified as far as the classes allow.
     """
@@ -112,11 +112,11 @@ def _logistic_regression(strength: float) -> Pipeline:
 
 
 def weighted_neighbours(labelled: int, classes: int) -> KNeighborsClassifier:
-    """20 nearest neighbours by cosine, weighted with exp(cosine / 0.07): DINO's readout (Caron et al., 2021).
+    """Return DINO's readout (Caron et al., 2021): 20 nearest neighbours by cosine, weighted with exp(cosine / 0.07).
 
-    Never more neighbours than a class has on average among the labelled samples.
-    Both numbers are fixed, not cross-validated as the linear readout's strength: published kNN readouts have them, and
-    these are compared with those; and neighbours are there to show the features as they are, with nothing fitted.
+    It never takes more neighbours than a class has labelled samples on average.
+    Both numbers are fixed, not cross-validated like the linear readout's strength: they are those of published kNN
+    readouts, for comparison; and neighbours should show the features as they are, with nothing fitted.
     """
     weights = lambda distances: np.exp((1 - distances) / NEIGHBOUR_TAU)  # noqa: E731
     return KNeighborsClassifier(min(NEIGHBOURS, max(1, labelled // classes)), metric="cosine", weights=weights)
@@ -125,11 +125,11 @@ def weighted_neighbours(labelled: int, classes: int) -> KNeighborsClassifier:
 def soft_labels(
     readout: ClassifierMixin, features: np.ndarray, labels: np.ndarray, unlabelled: np.ndarray, classes: int
 ) -> np.ndarray:
-    """What the labelled samples tell of others: a readout's probabilities times those of label propagation.
+    """Estimate the classes of unlabelled samples: a readout's probabilities times those of label propagation.
 
     readout: fitted to features (k, d) and labels (k,). unlabelled (m, d) -> probabilities (m, classes).
     With many labels the linear readout is the better of the two, with few the propagation; their product is about as
-    good as the better one, or more so.
+    good as the better one, or better.
     """
     by_readout = np.zeros((len(unlabelled), classes))
     by_readout[:, readout.classes_] = readout.predict_proba(unlabelled)
@@ -139,12 +139,12 @@ def soft_labels(
 
 
 def propagate_labels(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities (n, classes) for all samples, from the labels (k,) of the first k: label propagation.
+    """Return probabilities (n, classes) for all samples, by label propagation from the labels (k,) of the first k.
 
     F <- alpha S F + (1 - alpha) Y, with S = D^-1/2 W D^-1/2 over the graph of 20 nearest neighbours (Zhou et al.,
     Learning with local and global consistency, NeurIPS 2003). Its edges weigh exp(cosine / tau), and every class has
-    the same weight in Y however many labels it has. (scikit-learn's LabelSpreading has neither: in trials it was 2 to 9
-    points worse.) A sample that no label reaches has the same probability for all.
+    the same weight in Y however many labels it has. (scikit-learn's LabelSpreading does neither: in trials it was 2 to
+    9 points worse.) A sample that no label reaches gets the same probability for every class.
     """
     neighbours = min(NEIGHBOURS, len(features) - 1)
     graph = kneighbors_graph(features, neighbours, mode="distance", metric="cosine")

@@ -32,7 +32,7 @@ MOST_NAMED_CLASSES = 30  # in a picture
 
 
 def run_trainer(finetune: Callable[[argparse.Namespace, Processes], Result], args: argparse.Namespace) -> Result:
-    """Run a trainer, alone or among the processes of torchrun, that has its --output_dir for itself."""
+    """Run a trainer, alone or among the processes of torchrun, with sole use of its --output_dir."""
     with launched(args.device, args.dist_url) as processes, ExitStack() as held:
         if args.output_dir and not args.eval:
             processes.from_main(lambda: held.enter_context(locked(Path(args.output_dir))))
@@ -42,9 +42,9 @@ def run_trainer(finetune: Callable[[argparse.Namespace, Processes], Result], arg
 def newest_checkpoint(
     folder: Path, run: dict[str, Any] | None = None, report: Callable[[str], None] = lambda message: None
 ) -> tuple[dict[str, Any], str] | None:
-    """The own checkpoint in a folder that is furthest on, and its path; those of `run` come before any other's.
+    """Return the trainer's own checkpoint in a folder that is furthest on, and its path; those of `run` come first.
 
-    Raises: InputError when there are checkpoints and none can be read; if one can, the other is reported.
+    Raises: InputError if there are checkpoints and none can be read; if one can, the other is reported.
     """
     found, unreadable = [], []
     for path in (folder / name for name in CHECKPOINTS):
@@ -55,7 +55,7 @@ def newest_checkpoint(
         except InputError as error:
             unreadable.append(str(error))
     if unreadable and not found:
-        raise InputError(f"{unreadable[0]}; no other is in {folder}: to start over, remove it")
+        raise InputError(f"{unreadable[0]}; there is no other checkpoint in {folder}: to start over, remove it")
     for error in unreadable:
         report(f"warning: {error}")
     return max(found, key=lambda entry: entry[:3])[3:] if found else None
@@ -67,15 +67,15 @@ def read_trained(
     build: Callable[[argparse.Namespace, dict[str, Any]], nn.Module],
     classes: Sequence[str] | None = None,
 ) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
-    """A trained model, the options that it was trained with, and what else its checkpoint says of the run.
+    """Return a trained model, the options of its training, and what else its checkpoint says about the run.
 
-    build: makes the model, given these two. classes: the names that it must know, if any.
-    Raises InputError when it is no checkpoint of `script`, or holds other class names or none, or another model than
-    it names.
+    build: makes the model from the latter two. classes: the names that it must know, if any.
+    Raises InputError if it is not a checkpoint of `script`, holds other class names or none, or holds another model
+    than it names.
     """
     checkpoint = fetch_checkpoint(source)
     if not is_own_checkpoint(checkpoint):
-        raise InputError(f"{source} is no checkpoint of {script}, but weights alone: what are its model and classes?")
+        raise InputError(f"{source} is not a checkpoint of {script} but bare weights, of unknown model and classes")
     run = checkpoint["run"]
     if not run.get("classes"):
         raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
@@ -88,18 +88,18 @@ def read_trained(
         model.load_state_dict(checkpoint["model"])
     except (AttributeError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{source} is no checkpoint of {script}, or of another model: {reason}") from None
+        raise InputError(f"{source} is not a checkpoint of {script}, or belongs to another model: {reason}") from None
     return model.eval(), options, run
 
 
 class RunFolder:
-    """What a run leaves in --output_dir, written in order by a thread of its own, so that training goes on meanwhile.
+    """The output of a run in --output_dir, written in order by a separate thread, so that training goes on meanwhile.
 
-    Without --output_dir, and in all processes but one, nothing is written, and `path` is None.
-    counter: the key of a log line that says where in the run it was written ("epoch", "iteration"); lines from `start`
-    on are dropped, for they are going to be written again. fresh: the run starts anew, not from a checkpoint.
-    The log's line is written before the checkpoint that follows it: a run that is killed in between, and resumed,
-    trains the stretch again and writes the same.
+    Without --output_dir, and in all processes but the main one, nothing is written, and `path` is None.
+    counter: the key of a log line that says where in the run it was written ("epoch", "iteration"). start: lines from
+    here on are dropped, as they will be written again. fresh: the run starts anew, not from a checkpoint.
+    A log line is written before the checkpoint that follows it: a run that is killed in between and resumed trains
+    that stretch again and writes the same line.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class RunFolder:
         if self.path is None:
             return
         self.log_path = self.path / "log.txt"
-        for unfinished in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
+        for unfinished in self.path.glob(".*.tmp"):  # left by a run that was killed while writing
             unfinished.unlink()
         if fresh:
             self._keep_previous()
-        (self.path / "summary.json").unlink(missing_ok=True)  # of the run before, until this one has its own
+        (self.path / "summary.json").unlink(missing_ok=True)  # the previous run's; this one writes its own at the end
         log = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
         with atomic_file(self.log_path) as temporary:
             temporary.write_text("".join(line for line in log.splitlines(True) if _is_before(line, counter, start)))
@@ -134,9 +134,9 @@ class RunFolder:
             self.tensorboard = SummaryWriter(str(self.path), purge_step=start)
 
     def _keep_previous(self) -> None:
-        """Move the checkpoints of the run before to `previous`, with a copy of its log and summary.
+        """Move the previous run's checkpoints to `previous`, with a copy of its log and summary.
 
-        They wait in `.previous` until all are there: what is killed in between is finished the next time.
+        They wait in `.previous` until all are there: if this is killed in between, the next start finishes it.
         """
         kept = [self.path / name for name in CHECKPOINTS if (self.path / name).is_file()]
         previous, unfinished = self.path / "previous", self.path / ".previous"
@@ -149,7 +149,7 @@ class RunFolder:
             checkpoint.replace(unfinished / checkpoint.name)
         shutil.rmtree(previous, ignore_errors=True)
         unfinished.rename(previous)
-        self.processes.report(f"starting anew: checkpoints, log and summary of the run before are in {previous}")
+        self.processes.report(f"starting anew: checkpoints, log and summary of the previous run are in {previous}")
 
     def append_to_log(self, entry: dict[str, Any]) -> None:
         if self.path is None:
@@ -167,21 +167,21 @@ class RunFolder:
         self.pending.append(self.writer.submit(append))
 
     def save(self, best: bool = False, last: bool = True) -> None:
-        """Save the state as it is now: as the best one, the last one, both or neither."""
+        """Save the current state as the best checkpoint, the last one, both or neither."""
         names = ["best_checkpoint.pth"] * best + ["checkpoint.pth"] * last
         if self.path is None or not names:
             return
+        self.finish()  # at most one copy of the weights is in memory
         checkpoint = self.state.checkpoint(self.args, self.run)
 
         def save() -> None:
             for name in names:
                 write_checkpoint(self.path / name, checkpoint)
 
-        self.finish()  # at most one copy of the weights waits to be written
         self.pending.append(self.writer.submit(save))
 
     def finish(self) -> None:
-        """Wait until everything is written. Raises what went wrong: InputError, naming the file, for a full disk."""
+        """Wait until everything is written. Raises the writer's errors: for a full disk, InputError naming the file."""
         pending, self.pending = self.pending, []
         for written in pending:
             written.result()
@@ -193,8 +193,8 @@ class RunFolder:
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
     def stop(self, where: str) -> NoReturn:
-        """Save the state of a run that was interrupted, `where` it was then, and exit with a code of its own."""
-        kept = f"continue with --auto-resume; saved in {self.path}"
+        """Save the state of an interrupted run, report `where` it stopped, and exit with Interruption.EXIT_CODE."""
+        kept = f"saved in {self.path}; continue with --auto-resume"
         saved = kept if self.path else "no --output_dir: nothing was saved"
         self.save()
         self.finish()
@@ -213,9 +213,9 @@ def _is_before(line: str, counter: str, start: int) -> bool:
 def plot_curves(
     log: list[dict[str, Any]], picture: Path, counter: str, scores: dict[str, str], score_name: str
 ) -> None:
-    """Training loss and learning rate, and scores, against the epoch or iteration.
+    """Plot training loss and learning rate, and scores, against the epoch or iteration.
 
-    counter: the log's key of it. scores: {key of the log: name in the legend}, in percent. score_name: what they are.
+    counter: its key in the log. scores: {key in the log: name in the legend}, in percent. score_name: their axis label.
     """
     from matplotlib.figure import Figure  # slow to load
 
@@ -239,7 +239,7 @@ def plot_curves(
 
 
 def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) -> None:
-    """confusion (c, c): images of each true (row) and predicted (column) class, drawn as shares of the true class."""
+    """Draw confusion (c, c), images of each true (row) and predicted (column) class, as shares of the true class."""
     from matplotlib.figure import Figure  # slow to load
 
     shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
@@ -249,7 +249,7 @@ def plot_confusion_matrix(confusion: Tensor, classes: list[str], picture: Path) 
     figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= MOST_NAMED_CLASSES:
-        names = [name.encode(errors="replace").decode() for name in classes]  # names in any encoding
+        names = [name.encode(errors="replace").decode() for name in classes]  # names may be in any encoding
         axis.set_xticks(range(len(classes)), names, rotation=90, parse_math=False)
         axis.set_yticks(range(len(classes)), names, parse_math=False)
     save_figure(figure, picture)

@@ -1,6 +1,6 @@
-"""The file between choosing and training: indices into the pool, one JSON list. What has labels may also be a CSV.
+"""The file between choosing and training: one JSON list of indices into the pool. Labelled samples may also be a CSV.
 
-Beside it stand the losses of its optimisation, and its provenance: what it was chosen from, and how.
+Beside it are the losses of its optimisation, and its provenance: what it was chosen from, and how.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from common.image_list import labelled_images, notes_on
 from common.pool_paths import read_pool_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS_PER_BLOCK, MOST_BLOCKS = 256, 256  # of features in a checksum; all of the 50,000 of CIFAR, 100 MB with d = 384
+ROWS_PER_BLOCK, MOST_BLOCKS = 256, 256  # of features in a checksum: all 50,000 of CIFAR; 100 MB with d = 384
 
 
 def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> list[int]:
-    """The indices of a subset of n images, in the file's order.
+    """Read the indices of a subset of a pool of n images, in the file's order.
 
     Raises: InputError, naming the option that the file was given with, unless they are distinct and inside 0..n - 1.
     """
     ids = read_json(Path(path), f"{option} file")
     if not isinstance(ids, list) or not all(type(index) is int for index in ids):
-        raise InputError(f"{option} {path} is not one JSON list of whole numbers")
+        raise InputError(f"{option} {path} is not a JSON list of whole numbers")
     if not ids:
         raise InputError(f"{option} {path} is empty: it names no image")
     outside = next((index for index in ids if not 0 <= index < n), None)
@@ -45,18 +45,18 @@ def read_subset_ids(path: str | Path, n: int, option: str = "--subset_ids") -> l
         raise InputError(f"{option} {path} holds {outside}, but the pool has images 0 to {n - 1}")
     index, times = Counter(ids).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{option} {path} holds {index} {times} times; every index must stand in it once")
+        raise InputError(f"{option} {path} holds {index} {times} times; every index may appear only once")
     return ids
 
 
 def read_labeled_ids(
     files: Sequence[str], feature_path: str, n: int, features: np.ndarray | None = None
 ) -> tuple[list[int], list[str]]:
-    """The samples of a pool of n that have labels, and what should be said of them.
+    """Return the labelled samples of a pool of n images, and notes on them for the user.
 
-    files: JSON lists of indices, or lists of images of which the rows with a label count (see image_list.py).
-    features: of the pool (n, d), if it should be said which lists of indices are of another one.
-    Raises: InputError for what cannot be read, an image outside the pool, or one with two labels.
+    files: JSON lists of indices, or lists of images, of which only rows with a label count (see image_list.py).
+    features: the pool's (n, d); if given, notes say which lists of indices are from another pool.
+    Raises: InputError if a file cannot be read, or an image is outside the pool or has two labels.
     """
     option, lists = "--labeled_ids", [path for path in files if is_image_list(path)]
     subsets = {path: read_subset_ids(path, n, option) for path in files if path not in lists}
@@ -65,7 +65,7 @@ def read_labeled_ids(
     if lists:
         labelled = labelled_images(lists, option)
         rows = read_pool_paths(feature_path, n).indices_of(labelled, option)
-        ids += sorted(rows)  # as the subset's own JSON has them
+        ids += sorted(rows)  # as in the subset's own JSON
         notes += notes_on(labelled, option)
     if features is not None:
         notes += filter(None, (note_on_pool(path, subset, n, features=features) for path, subset in subsets.items()))
@@ -79,30 +79,30 @@ def is_image_list(path: str) -> bool:
     try:
         return "{" in Path(path).read_text(errors="replace")[:64]
     except OSError:
-        return False  # said by who reads it
+        return False  # reported by the function that reads it
 
 
 def beside(subset: Path, ending: str) -> Path:
-    """What is kept beside the JSON of a subset, by its name, which may have dots."""
+    """Return the path of a file kept beside a subset's JSON, named after it; that name may have dots."""
     return subset.with_name(f"{subset.name.removesuffix('.json')}_{ending}")
 
 
 def losses_file(subset: Path) -> Path:
-    """Where the loss of every iteration that led to a subset is kept, one per line."""
+    """Return the path of the losses of all iterations that led to a subset, one per line."""
     return beside(subset, "losses.txt")
 
 
 def provenance_file(subset: Path) -> Path:
-    """Where the provenance of a subset is kept: JSON, by its suffix told apart from a subset."""
+    """Return the path of a subset's provenance: JSON, but its suffix tells it apart from a subset."""
     return beside(subset, "provenance.txt")
 
 
 def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, Any]:
-    """What a selection script was asked for, and a fingerprint of the pool (n, d) that it chooses from."""
+    """Return a selection script's command and options, and a fingerprint of the pool (n, d) that it chooses from."""
     names = labels = None
     try:
         names = names_checksum(read_pool_paths(args.feature_path, len(features)).paths)
-    except InputError:  # not known, as for CIFAR, whose images are told from others by their labels
+    except InputError:  # unknown, as for CIFAR, whose images are identified by their labels
         labels = labels_checksum(read_features(args.feature_path, labels=not args.no_labels)[1])
     return {
         "command": shlex.join(["python", *sys.argv]),
@@ -122,8 +122,8 @@ def provenance_of(args: argparse.Namespace, features: np.ndarray) -> dict[str, A
 
 
 def write_subset(path: Path, indices: list[int], losses: Sequence[float], provenance: dict[str, Any]) -> None:
-    """Write the chosen indices as one JSON list, after what stands beside it: losses, if any, and the provenance."""
-    losses_file(path).unlink(missing_ok=True)  # of another run that had this name
+    """Write the losses, if any, and the provenance; then the chosen indices as one JSON list."""
+    losses_file(path).unlink(missing_ok=True)  # from another run of this name
     if losses:
         with atomic_file(losses_file(path)) as temporary:
             temporary.write_text("".join(f"{loss:.6f}\n" for loss in losses))
@@ -132,7 +132,7 @@ def write_subset(path: Path, indices: list[int], losses: Sequence[float], proven
 
 
 def read_provenance(subset: str | Path) -> dict[str, Any] | None:
-    """The provenance of a subset: None where there is none, and {} where its file is no provenance."""
+    """Read the provenance of a subset: None if there is none, {} if its file is not a provenance."""
     file = provenance_file(Path(subset))
     if not file.is_file():
         return None
@@ -151,11 +151,11 @@ def note_on_pool(
     labels: Sequence[int] = (),
     features: np.ndarray | None = None,
 ) -> str | None:
-    """One line when this is not the pool that a subset was chosen from; None when it is, or nothing is known of it.
+    """Return one line if this is not the pool that a subset was chosen from; None if it is, or if that is unknown.
 
     Args:
-        n, names, labels, features: of the pool at hand: its images, their paths in its folder, or their labels where
-            they are no files, and its features (n, d), as far as they are known.
+        n, names, labels, features: of the pool at hand, as far as known: the number of its images, their paths in its
+            folder, or their labels if they are not files, and its features (n, d).
     """
     file, kept = provenance_file(Path(subset)), read_provenance(subset)
     if kept is None:
@@ -163,9 +163,9 @@ def note_on_pool(
     try:
         chosen, images, d, rows, listed = kept["indices"], *map(kept["pool"].get, ("images", "d", "features", "names"))
     except (LookupError, AttributeError):
-        return f"{file} is no provenance of a subset: whether {subset} was chosen from this pool is not known"
+        return f"{file} is not the provenance of a subset: whether {subset} was chosen from this pool is unknown"
     if chosen != indices_checksum(indices):
-        return f"{subset} was changed since it was chosen: {file} is of other indices"
+        return f"{subset} was changed since it was chosen: {file} describes other indices"
     here = f"{subset} was chosen from another pool"
     if images != n:
         return f"{here}, of {images} images: this one has {n}"
@@ -180,7 +180,7 @@ def note_on_pool(
 
 
 def note_on_network(subset: str | Path, prepared: dict[str, Any]) -> str | None:
-    """One line when the features that a subset was chosen by are of images prepared in another way; else None.
+    """Return one line if a subset was chosen by features of images prepared in another way; else None.
 
     prepared: input_size, mean and std of the images at hand.
     """
@@ -200,19 +200,19 @@ def indices_checksum(indices: Iterable[int]) -> str:
 
 
 def names_checksum(names: Iterable[str]) -> str:
-    """Of images' file names and the folders that they are directly in; where the pool itself is does not matter."""
+    """Return a checksum of images' file names and immediate folders; where the pool itself is does not matter."""
     ends = ("/".join(name.rsplit("/", 2)[-2:]) for name in names)
     return f"{crc32(os.fsencode(chr(0).join(ends))):08x}"
 
 
 def labels_checksum(labels: Sequence[int]) -> str | None:
-    """Of the label of each image, in order; None where one is not known (-1)."""
+    """Return a checksum of the images' labels, in order; None if one is unknown (-1)."""
     labels = np.asarray(labels, np.int64)
     return None if labels.min() < 0 else f"{crc32(labels):08x}"
 
 
 def features_checksum(features: np.ndarray) -> str:
-    """Of the features (n, d) as float32, whatever the labels: all, or 65,536 rows in evenly spaced blocks."""
+    """Return a checksum of features (n, d) as float32, without labels: all, or 65,536 rows in evenly spaced blocks."""
     blocks = min(-(-len(features) // ROWS_PER_BLOCK), MOST_BLOCKS)
     crc = 0
     for start in np.linspace(0, max(0, len(features) - ROWS_PER_BLOCK), blocks).astype(int):
@@ -222,7 +222,7 @@ def features_checksum(features: np.ndarray) -> str:
 
 @cache
 def project_version(root: Path = ROOT) -> str:
-    """The version's name, and the commit where the project is a checkout with git at hand."""
+    """Return the version's name, with the commit if the project is a git checkout and git is installed."""
     if (root / ".git").exists():
         try:
             described = subprocess.run(

@@ -1,7 +1,7 @@
 """Training, the same in every trainer: the state of a run, and one update of its weights.
 
-All that a run changes is in the state, which is saved, and resumed to the bit. An update is micro-batches, mixed
-precision, several processes, clipping.
+The state holds everything that a run changes; it is saved, and resumed bit for bit. An update handles micro-batches,
+mixed precision, several processes and clipping.
 """
 
 import argparse
@@ -33,10 +33,10 @@ class TrainingState:
     """Everything that a run changes.
 
     metric: the score that evaluations are compared by, higher being better, such as "acc1" or "miou".
-    epoch: the pass over the images that is being trained. update, losses: its updates so far, and their losses.
-    soft_labels: of the unlabelled images that are trained on too (m, c), if there are any.
-    last, best: for the model ("test") and its moving average ("test_ema"), the last evaluation and the best one.
-    Random numbers are no part of it: they follow from --seed and the place in the run (batch_stream.py).
+    epoch: the current pass over the images. update, losses: its number of updates so far, and their losses.
+    soft_labels: (m, c), of the unlabelled images that are also trained on, if any.
+    last, best: the last and the best evaluation, of the model ("test") and of its moving average ("test_ema").
+    Random numbers are not part of it: they follow from --seed and the place in the run (batch_stream.py).
     """
 
     model: nn.Module
@@ -57,11 +57,16 @@ class TrainingState:
         return self.best["test"][self.metric] if "test" in self.best else -1.0
 
     @property
+    def n_parameters(self) -> int:
+        """The number of weights that are trained."""
+        return sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+
+    @property
     def lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def note(self, results: dict[str, dict[str, Any]], **when: int) -> bool:
-        """Keep an evaluation, `when` it was made (epoch=7). Returns whether the model itself is better than before."""
+        """Keep an evaluation, and `when` it was made (epoch=7). Returns whether the model itself is the best so far."""
         self.last = results
         improved = results["test"][self.metric] > self.best_score
         for name, result in results.items():
@@ -73,14 +78,14 @@ class TrainingState:
         self.epoch, self.update, self.losses = self.epoch + 1, 0, []
 
     def averaged_model(self, device: torch.device) -> nn.Module:
-        """The moving average, copied to the device if it is kept elsewhere."""
+        """Return the moving average, copied to the device if it is kept elsewhere."""
         averaged = self.model_ema.module
         return averaged if self.model_ema.device is None else deepcopy(averaged).to(device)
 
     def checkpoint(self, args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
-        """A copy in main memory, of plain tensors and values. "epoch" is the last one that was completed.
+        """Return a copy in main memory, of plain tensors and values. "epoch" is the last completed one.
 
-        run: everything that its numbers depend on, which is compared when it is resumed.
+        run: everything that the run's numbers depend on, compared when it is resumed.
         """
         return in_main_memory({
             "model": self.model.state_dict(),
@@ -99,19 +104,19 @@ class TrainingState:
         })  # fmt: skip
 
     def resume(self, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
-        """Load what `checkpoint` saved, but for the schedule, which may be longer now: step it to its place.
+        """Load `checkpoint`, except the schedule, which may be longer now: the caller steps it to its place.
 
-        Raises InputError, with the difference, when it was saved by anything but the same run or a shorter one.
+        Raises InputError, with the difference, unless it was saved by the same run or a shorter one.
         """
         changed = differences(checkpoint["run"] or _run_of_old(checkpoint["args"]), run)
         if changed:
             advice = "choose another --output_dir, or the options of that run (only its length may grow)"
-            raise InputError(f"checkpoint {source} is of another run: {'; '.join(changed)}: {advice}")
+            raise InputError(f"checkpoint {source} is from another run: {'; '.join(changed)}: {advice}")
         try:
             check_finite(checkpoint["model"], source)
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-            if "plateau" in checkpoint["lr_scheduler"]:  # the one schedule that is no function of the place in the run
+            if "plateau" in checkpoint["lr_scheduler"]:  # the only schedule not determined by the place in the run
                 self.lr_scheduler.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"]["plateau"])
                 self.lr_scheduler.restore_lr = checkpoint["lr_scheduler"]["restore_lr"]
             if checkpoint.get("scaler") and self.scaler.is_enabled():
@@ -120,21 +125,21 @@ class TrainingState:
                 self.model_ema.module.load_state_dict(checkpoint.get("model_ema") or checkpoint["model"])
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {source} is damaged, or of another model or optimizer: {reason}") from None
+            raise InputError(f"checkpoint {source} is damaged, or has another model or optimizer: {reason}") from None
         self.last, self.best, self.losses = checkpoint["last"], checkpoint["best"], checkpoint["losses"]
         self.epoch, self.update = checkpoint["epoch"] + 1, checkpoint["update"]
         self.soft_labels = checkpoint.get("soft_labels")
 
     def _schedule(self) -> dict[str, Any]:
         state = self.lr_scheduler.state_dict()
-        plateau = getattr(self.lr_scheduler, "lr_scheduler", None)  # torch's, of which timm saves a part
+        plateau = getattr(self.lr_scheduler, "lr_scheduler", None)  # torch's, which timm saves only in part
         if plateau is not None:
             state |= {"plateau": plateau.state_dict(), "restore_lr": self.lr_scheduler.restore_lr}
         return state
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two runs, of what both know, as "lr was 0.01, is 0.1"; the lengths of a run may grow."""
+    """List what differs between two runs, of what both record, as "lr was 0.01, is 0.1"; a run's length may grow."""
     now = in_main_memory(now)  # lists for tuples, as in a checkpoint
     return [
         f"{name} was {before[name]}, is {now[name]}"
@@ -144,12 +149,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _run_of_old(args: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoints of the published code, which do not say what run they are of, tell of it."""
+    """Return what the options in a checkpoint of the published code, which does not record its run, say about it."""
     return {name: str(args[name]).lower() for name in ("opt", "model") if name in args}
 
 
 def in_main_memory(tree: Any) -> Any:
-    """A copy of nested dictionaries and lists of tensors and plain values that later updates do not change."""
+    """Copy nested dictionaries and lists of tensors and plain values, so that later updates do not change them."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
@@ -163,8 +168,8 @@ def in_main_memory(tree: Any) -> Any:
 class Recipe:
     """What stays the same for a whole run.
 
-    loss(model, images, targets): the mean over the images, a scalar. seed: of what the loss and the model draw.
-    output_dir: where a loss that is not finite leaves what is needed to look at it; nowhere when empty.
+    loss(model, images, targets): the mean over the images, a scalar. seed: for the random draws of loss and model.
+    output_dir: where weights and batch are saved if the loss is not finite; nowhere if empty.
     """
 
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -187,14 +192,14 @@ def update_weights(
 
     batches: the run's micro-batches, images (b, 3, h, w) and targets. `model` may be wrapped for several processes.
     Returns: whether the run is to stop, the same in all processes.
-    Raises: InputError, in every process, when the loss is not finite.
+    Raises: InputError, in every process, if the loss is not finite.
     """
     state.optimizer.zero_grad()
     sizes = recipe.plan.micro_batches(state.update)
     loss = torch.zeros((), device=processes.device)
     for number, size in enumerate(sizes, start=1):
         images, targets = to_network(next(batches), processes.device, state.model)
-        # What is drawn from here on (mixup, stochastic depth) is this place's own, however the batch was loaded.
+        # Draws from here on (mixup, stochastic depth) depend on this place only, not on how the batch was loaded.
         seed_everything(recipe.seed, state.epoch, state.update, number, processes.rank)
         with gradients_stay(model, until_last=number < len(sizes)):
             with autocast(processes.device, recipe.amp_dtype):
@@ -219,7 +224,7 @@ def update_weights(
 
 
 def to_network(batch: Batch, device: torch.device, model: nn.Module | None = None) -> Batch:
-    """The batch on the device; images of bytes become floats, normalised as the model expects, else by ImageNet."""
+    """Move the batch to the device; byte images become floats, normalised as the model expects, else by ImageNet."""
     images, targets = (part.to(device, non_blocking=True) for part in batch)
     if images.dtype == torch.uint8:
         images = normalised(images, *getattr(model, "statistics", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)))
@@ -227,7 +232,7 @@ def to_network(batch: Batch, device: torch.device, model: nn.Module | None = Non
 
 
 def agree(loss: Tensor, stop: bool, processes: Processes) -> tuple[float, bool]:
-    """The mean loss, and whether any process was asked to stop: the same in all processes."""
+    """Return the mean loss, and whether any process was asked to stop: the same in all processes."""
     both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
     processes.sum(both)
     return both[0].item() / processes.size, both[1].item() > 0
@@ -236,7 +241,7 @@ def agree(loss: Tensor, stop: bool, processes: Processes) -> tuple[float, bool]:
 def give_up(
     mean_loss: float, own_loss: Tensor, batch: Batch, recipe: Recipe, state: TrainingState, processes: Processes
 ) -> NoReturn:
-    """Raise InputError for a loss that is not finite; the process it arose in saves its weights and batch first."""
+    """Raise InputError for a loss that is not finite; the process where it arose saves its weights and batch first."""
     place = {"epoch": state.epoch, "update": state.update, "lr": state.lr}
     if recipe.output_dir and not own_loss.isfinite():
         evidence = {"loss": own_loss.item(), "model": state.model.state_dict(), "images": batch[0], "targets": batch[1]}

@@ -1,1 +1,1 @@
-"""What to label: features of the pool (extraction.py, from the networks of backbones.py), then a subset of it."""
+"""Choose what to label: features of the pool (extraction.py, networks in backbones.py), then a subset of it."""

@@ -18,7 +18,7 @@ from common.networks import (
     preprocessing,
 )
 
-VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, of any --patch_size
+VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, for any --patch_size
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
 DINO_WEIGHTS = {
     "vit_small/16": "dino_deitsmall16_pretrain",
@@ -35,9 +35,9 @@ DINO_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without a head, in evaluation mode, and what to know of its features.
+    """A network without a head, in evaluation mode, and what to know about its features.
 
-    model: timm's name. weights: the file or address they come from. preprocessing: of the images.
+    model: timm's name. weights: the file or URL they come from. preprocessing: how images are prepared for it.
     """
 
     network: nn.Module
@@ -48,7 +48,7 @@ class Backbone:
     avgpool_patchtokens: bool = False
 
     def features(self, images: Tensor) -> Tensor:
-        """The [CLS] tokens of normalised images (b, 3, h, w), after the final norm, of the last blocks in depth order.
+        """Return the last blocks' [CLS] tokens, in depth order, for normalised images (b, 3, h, w), after final norm.
 
         avgpool_patchtokens interleaves the [CLS] token with the mean patch token, as DINO's linear evaluation does:
         cls_0, mean_0, cls_1, mean_1, ... Register tokens are never part of it. A network without a class token, or
@@ -68,7 +68,7 @@ class Backbone:
         return torch.stack([class_tokens, mean_patch], dim=-1).flatten(1)  # (b, d, 2) -> (b, 2 d)
 
     def feature_kind(self) -> str:
-        """The feature in words."""
+        """Describe the feature in words."""
         if self.uses_own_pooling():
             pool = getattr(self.network, "global_pool", "")
             return f"the model's own pooling ({pool})" if isinstance(pool, str) and pool else "the model's own pooling"
@@ -77,15 +77,15 @@ class Backbone:
         return "CLS" if self.n_last_blocks == 1 else f"CLS of the last {self.n_last_blocks} blocks"
 
     def uses_own_pooling(self) -> bool:
-        """Whether the feature is what the network pools itself: without a class token, or where it learned to pool."""
+        """Return whether the feature is the network's own pooling: if it has no class token, or learned to pool."""
         one_token = self.n_last_blocks == 1 and not self.avgpool_patchtokens
         learned = one_token and getattr(self.network, "global_pool", None) == "map"
         return learned or not has_class_token(self.network)
 
     def describe(self) -> dict[str, Any]:
-        """What the features are, for the sidecar of the feature file.
+        """Describe the features, for the sidecar of the feature file.
 
-        Raises: InputError when the network cannot take images of this size.
+        Raises: InputError if the network cannot take images of this size.
         """
         size = self.preprocessing.input_size
         try:
@@ -100,7 +100,7 @@ class Backbone:
 
 
 def timm_name(arch: str) -> str:
-    """timm's name of what the published scripts and DINO call `arch`, such as vit_small or xcit_small_12_p16."""
+    """Return timm's name for what the published scripts and DINO call `arch`: vit_small, xcit_small_12_p16, ..."""
     if arch in VITS:
         return f"{arch}_patch16_224"
     return f"{arch}_224" if arch.startswith("xcit") and arch in DINO_WEIGHTS else arch
@@ -116,13 +116,13 @@ def build_backbone(
     n_last_blocks: int = 1,
     avgpool_patchtokens: bool = False,
 ) -> Backbone:
-    """The network that the options of extract_feature.py name, with its weights.
+    """Build the network that the options of extract_feature.py name, with its weights.
 
     Args:
         arch: a published name (vit_small, ...: DINO's weights), or any timm name (timm's weights, those of its tag).
-        patch_size: of the published ViTs, else None. weights: a checkpoint file to take instead.
+        patch_size: for the published ViTs, else None. weights: a checkpoint file to load instead.
     Raises:
-        InputError unless every one of its weights is in the checkpoint, and the feature asked for is in the network.
+        InputError unless the checkpoint holds every one of its weights, and the network has the feature asked for.
     """
     kwargs = model_kwargs or {}
     published = f"{arch}/{patch_size}" if patch_size else arch
@@ -136,7 +136,7 @@ def build_backbone(
     if timms_own and not config.get("hf_hub_id") and not config.get("url"):
         raise InputError(f"timm has no weights for {arch}: give --pretrained_weights")
     if timms_own and not arch.startswith(HUB):
-        name = f"{config['architecture']}.{config['tag']}"  # the default tag, where none was given
+        name = f"{config['architecture']}.{config['tag']}"  # the default tag if none was given
     prepared = preprocessing(name, input_size, kwargs)
     network = create_network(name, num_classes=0, input_size=prepared.input_size, model_kwargs=kwargs)
     check_feature(network, name, n_last_blocks, avgpool_patchtokens)
@@ -152,7 +152,7 @@ def build_backbone(
 
 
 def check_feature(network: nn.Module, name: str, n_last_blocks: int, avgpool_patchtokens: bool) -> None:
-    """Raises InputError when the network has no class token, or fewer blocks than are asked for."""
+    """Raise InputError if the network has no class token, or fewer blocks than are asked for."""
     if n_last_blocks == 1 and not avgpool_patchtokens:
         return
     if not has_class_token(network):

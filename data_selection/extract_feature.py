@@ -1,4 +1,4 @@
-"""Stage 1: features of every image of a pool, from a pretrained ViT.
+"""Stage 1: extract the features of every image of a pool with a pretrained ViT.
 
     python extract_feature.py --dataset CIFAR10
     python extract_feature.py --dataset Folder --data_path ~/photos --arch vit_small_patch14_dinov2.lvd142m
@@ -8,8 +8,8 @@
     torchrun --nproc_per_node=2 extract_feature.py --dataset ImageNet
 
 The first writes features/CIFAR10_train.npy, (50000, 384 + 1): one row per image in dataset order, not normalised, the
-label last; and features/CIFAR10_train.json, what the features are. About 25 images per second on 2 cores of an Intel
-Xeon (AVX-512) in float32.
+label last; and features/CIFAR10_train.json, which describes them. About 25 images per second on 2 cores of an
+Intel Xeon (AVX-512) in float32.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of CIFAR10 and CIFAR100 (downloaded), or of ImageNet/; with ADE20K or Folder, the folder itself; "
         "with List a .csv (path, label) or .txt; with HF a Hugging Face data set: a folder, .parquet, or hub name",
     )
-    add("--no-labels", action="store_true", help="with Folder: every image below it; folders are no classes")
-    add("--image_column", help="with HF: the column of images, where there are several")
+    add("--no-labels", action="store_true", help="with Folder: every image below it; folders are not classes")
+    add("--image_column", help="with HF: the column of images, if there are several")
     add("--split", default="train", help="train; anything else is the test (CIFAR) or val split")
     add("--arch", default="vit_small", help=f"{', '.join(VITS)}, XCiT, resnet50: DINO's weights; any timm name: timm's")
     add("--patch_size", default=16, type=number(int, 1), help=f"patch size of {', '.join(VITS)}")
@@ -51,10 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size_per_gpu", default=128, type=number(int, 1))
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
     add("--amp", default="off", choices=["off", "bf16", "fp16"], help="precision; off is float32, as published")
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--device", default="auto", help="auto is the first available of cuda, mps and cpu")
     add("--resume", action="store_true", help="continue an unfinished feature file")
     add("--output_dir", default="features")
-    add("--extra_name", default="_", help="stands between the dataset and the split in the file name")
+    add("--extra_name", default="_", help="text between the dataset and the split in the file name")
     args = parser.parse_args(argv)
     if args.arch not in VITS and args.patch_size != 16:
         raise InputError(f"--patch_size goes with {', '.join(VITS)}; for {args.arch} use --model-kwargs patch_size=...")
@@ -77,10 +77,10 @@ def boolean(text: str) -> bool:
 
 
 def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
-    """The pool's name, for the feature file, and its folder, list or data set.
+    """Return the pool's name, for the feature file, and its folder, list or data set.
 
-    Folder reads one split where DIR has folders for both (the ImageNet layout), else DIR itself. ADE20K's layout, with
-    masks or without, makes a pool of that name or, in another folder, of the folder's.
+    With Folder, read one split if --data_path has folders for both (the ImageNet layout), else --data_path itself. A
+    pool in ADE20K's layout, with or without masks, is named ADE20K or, in another folder, after that folder.
     """
     root, train = Path(args.data_path), args.split == "train"
     if args.dataset.startswith("CIFAR"):
@@ -105,7 +105,7 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the path of the feature file."""
+    """Extract the features; return the path of their file."""
     args = parse_args(argv)
     name, root = pool_location(args)
     path = make_output_dir(args.output_dir) / f"{name}{args.extra_name}{args.split}.npy"

@@ -1,4 +1,4 @@
-"""From the images of a pool to its feature file, by one process or several; nothing is lost when one is killed."""
+"""From a pool's images to its feature file, with one process or several; nothing is lost if one is killed."""
 
 import argparse
 from collections import Counter
@@ -36,13 +36,13 @@ from data_selection.backbones import VITS, Backbone, build_backbone
 NO_INFLUENCE = (
     "num_workers", "device", "resume", "output_dir", "extra_name", "data_path", "input_size", "image_column",
 )  # fmt: skip
-DECODED_AT_LEAST = 2  # times the input size: what a large photo may be decoded at
+DECODED_AT_LEAST = 2  # times the input size: the smallest size that a large photo may be decoded at
 FIRST_NAMED = 3
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolation: str) -> Dataset:
-    """The whole image is resized, no crop is taken and the aspect ratio is not kept, as published."""
+    """Build the pool's data set. As published, whole images are resized: no crop, and the aspect ratio is not kept."""
     transform = T.Compose([
         T.Resize((input_size, input_size), interpolation=InterpolationMode(interpolation)),
         T.PILToTensor(),
@@ -53,7 +53,7 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
         return scene_images(root, transform)
     if args.dataset.startswith("CIFAR"):
         return cifar(args.dataset, root, train=args.split == "train", transform=transform)
-    # (departure) Own photos are upright, and large ones decoded at a smaller size.
+    # (departure) The user's own photos are turned upright, and large ones decoded at a smaller size.
     loader = partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * input_size)
     if args.dataset == "HF":
         from common.hf_images import HFImages  # an optional package
@@ -64,12 +64,12 @@ def build_pool(args: argparse.Namespace, root: Path, input_size: int, interpolat
     if args.dataset == "List":
         image, times = Counter(place_of(path) for path, _ in pool.samples).most_common(1)[0]
         if times > 1:
-            raise InputError(f"{root} lists {image} {times} times, by different paths: leave one of them")
+            raise InputError(f"{root} lists {image} {times} times, by different paths: remove all but one")
     return pool
 
 
 def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
-    """Compute the feature file of the pool in `root` that the options describe, or what is missing of it."""
+    """Compute the feature file of the pool in `root` as the options describe, or the part of it that is missing."""
     with launched(args.device) as processes, ExitStack() as held:
         processes.from_main(lambda: held.enter_context(locked(path.parent, path.stem)))
         backbone = build_backbone(
@@ -109,7 +109,7 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
 
 
 def check_finished(file: FeatureFile, described: dict[str, Any], root: Path) -> None:
-    """Raises InputError when a finished feature file is of other images, or other features, than it would be now."""
+    """Raise InputError if a finished feature file has other images, or other features, than it would have now."""
     features, labels = read_features(file.path)
     n = len(features)
     differs = difference(described, read_description(file.path))
@@ -119,44 +119,44 @@ def check_finished(file: FeatureFile, described: dict[str, Any], root: Path) -> 
         before = read_pool_paths(file.path, n)
         same_paths = before.paths == [image.path for image in file.images]
         same_sizes = not before.sizes or before.sizes == [image.size for image in file.images]
-        if before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # it was not moved
+        if before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # so not moved
             differs = f"the images of {before.root}"
         elif not (same_paths and same_sizes):
             differs = "other images"
         elif labels.tolist() != [image.label for image in file.images]:
             differs = "other labels"
     if differs:
-        raise InputError(f"--resume: {file.path} is finished, and has {differs}: leave --resume out to extract it anew")
+        raise InputError(f"--resume: {file.path} is finished, but has {differs}: leave out --resume to redo it")
 
 
 def folder_of(root: Path) -> Path:
-    """Of a list of images the folder that it lies in."""
+    """Return the folder `root`, or the folder of the file `root`, such as a list of images."""
     return root.parent if root.is_file() else root
 
 
 def fingerprint(args: argparse.Namespace, described: dict[str, Any], pool: Dataset, root: Path) -> dict[str, Any]:
-    """What the features depend on: an extraction is continued only if all of it is unchanged."""
+    """Return what the features depend on: an extraction is continued only if all of it is unchanged."""
     options = {key: value for key, value in vars(args).items() if key not in NO_INFLUENCE}
-    known = {**options, **described, "weights": described["weights_checksum"]}  # wherever they are
+    known = {**options, **described, "weights": described["weights_checksum"]}  # wherever the weights are
     if hasattr(pool, "samples"):
         known["folder"] = str(folder_of(root).resolve())
-    elif hasattr(pool, "identity"):  # images that are no files
+    elif hasattr(pool, "identity"):  # images that are not files
         known["images_of"] = pool.identity
     return known
 
 
 def amp_dtype(name: str, processes: Processes) -> torch.dtype | None:
-    """The precision of --amp; on a CPU that is no faster in bfloat16, that of float32."""
+    """Return the type for --amp: None (float32) also on a CPU that is no faster in bfloat16."""
     if name == "bf16" and processes.device.type == "cpu" and not has_fast_bfloat16():
-        processes.report("--amp bf16: this processor is no faster in bfloat16 than in float32, which is used")
+        processes.report("--amp bf16: this processor is no faster in bfloat16 than in float32; using float32")
         return None
     return amp_dtype_of(name, processes.device)
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies matrices in bfloat16 much faster than in float32.
+    """Return whether this processor multiplies matrices much faster in bfloat16 than in float32.
 
-    Those with AMX do, and AMD's with AVX-512 bf16, 2.8 times (Zen 5). Intel's with the latter alone were slower.
+    Those with AMX do, and AMD's with AVX-512 bf16 (2.8 times, Zen 5). Intel's with AVX-512 bf16 alone were slower.
     """
     amx, avx512 = (
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -174,7 +174,7 @@ def extract(
     num_workers: int,
     amp: torch.dtype | None,
 ) -> None:
-    """Write the features of this process's share of the pool, a batch at a time; leave out what cannot be read."""
+    """Write the features of this process's share of the pool, a batch at a time; leave out unreadable images."""
     backbone.network.to(processes.device)
     size, mean, std, _ = backbone.preprocessing
     for rows, images, labels, readable in missing_batches(
@@ -194,9 +194,9 @@ def extract(
 
 
 def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, Any]) -> None:
-    """Give the feature file its name, and write beside it what it is and which images it is of.
+    """Give the feature file its final name, and write beside it its description and the paths of its images.
 
-    Raises: InputError, with the first few of the images that cannot be read and a file that lists all of them.
+    Raises: InputError if images cannot be read: it names the first few, and a file that lists all of them.
     """
     listing = file.path.with_name(f"{file.path.stem}_unreadable.txt")
     missing = file.missing_rows()
@@ -207,7 +207,7 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
         more = f", and {len(errors) - FIRST_NAMED} more" if len(errors) > FIRST_NAMED else ""
         raise InputError(
             f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
-            f"repair or remove them, and add --resume, which keeps the features of the others"
+            f"repair or remove them, and run again with --resume, which keeps the features of the others"
         )
     classes = getattr(pool, "classes", [])
     if file.images:

@@ -1,1 +1,1 @@
-"""Finetuning a classifier on the chosen images: finetuning.py is a run, recipe_options.py has every option."""
+"""Finetune a classifier on the chosen images: finetuning.py holds a run, recipe_options.py every option."""

@@ -1,4 +1,4 @@
-"""The published recipe's transforms: of the images that are trained on, and of those that are evaluated."""
+"""The published recipe's transforms for training and evaluation images."""
 
 import argparse
 from functools import partial
@@ -11,14 +11,14 @@ from torchvision.transforms import InterpolationMode
 from common.errors import InputError
 from common.networks import preprocessing
 
-SMALL_IMAGE = 32  # up to this size images are neither resized nor cropped at random scale
+SMALL_IMAGE = 32  # up to this input size, images are neither resized nor cropped at random scale
 EVAL_RESIZE = 256 / 224
 
 
 def train_transform(args: argparse.Namespace) -> T.Compose:
-    """timm's training augmentation, to bytes; small images are padded and cropped instead of cropped at random scale.
+    """Build timm's training augmentation, to bytes; small images are padded and cropped, not cropped at random scale.
 
-    Images are normalised on the device (training.to_network), unless parts are erased, which timm does afterwards.
+    Images are normalised on the device (training.to_network), or here with --reprob, as timm erases afterwards.
     """
     prepared = preprocessing(args.model, args.input_size, args.model_kwargs)
     size = prepared.input_size
@@ -39,7 +39,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             normalize=bool(args.reprob),
         )
     except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"--aa {args.aa} is no policy of timm: {error}") from None
+        raise InputError(f"--aa {args.aa} is not an AutoAugment policy of timm: {error}") from None
     if size <= SMALL_IMAGE:
         crop = T.RandomCrop(size, args.crop_padding, padding_mode=args.padding_mode)
         transform.transforms[:1] = [partial(of_size, size), crop]
@@ -47,7 +47,7 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
 
 
 def eval_transform(size: int) -> T.Compose:
-    """Resize to 256/224 of the input size and crop the centre; take small images as they are. The result is bytes."""
+    """Resize to 256/224 of the input size and crop the centre; keep small images as they are. The result is bytes."""
     if size <= SMALL_IMAGE:
         return T.Compose([partial(of_size, size), T.PILToTensor()])
     resized = int(EVAL_RESIZE * size)
@@ -56,7 +56,7 @@ def eval_transform(size: int) -> T.Compose:
 
 
 def of_size(size: int, image: Image.Image) -> Image.Image:
-    """The image. Raises InputError when it is of another size."""
+    """Return the image. Raises InputError if it has another size."""
     if image.size != (size, size):
         raise InputError(
             f"an image is {image.width}x{image.height} pixels, but at --input-size {SMALL_IMAGE} or below nothing "

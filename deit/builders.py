@@ -118,7 +118,7 @@ def build_state(args: argparse.Namespace, model: nn.Module, plan: EpochPlan) -> 
     with usable(f"--opt {args.opt}"):
         optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), "lr": lr})
     if args.layer_decay not in (None, 1) and len({group["lr_scale"] for group in optimizer.param_groups}) == 1:
-        raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm tells no layers of {args.model} apart")
+        raise InputError(f"--layer-decay {args.layer_decay} has no effect: timm finds no layers in {args.model}")
     with usable(f"--sched {args.sched}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PlateauLRScheduler is")  # not saved by timm's own trainer; it is by this one
         epochs = run_length(args, plan)
@@ -138,7 +138,7 @@ def build_recipe(
         least, most = (int(share * input_size(args)) for share in args.cutmix_minmax)
         if least >= most:
             given = "{:g} {:g}".format(*args.cutmix_minmax)
-            raise InputError(f"--cutmix-minmax {given}: the second must be above the first by a pixel at least")
+            raise InputError(f"--cutmix-minmax {given}: the second must exceed the first by at least one pixel")
     if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
         mixup = Mixup(
             mixup_alpha=args.mixup,

@@ -1,4 +1,4 @@
-"""The images to finetune on and to evaluate on, all checked before the work begins."""
+"""The training and evaluation images, all checked before the work begins."""
 
 import argparse
 import os
@@ -26,12 +26,12 @@ MOST_NAMED_CLASSES = 8
 
 @dataclass(frozen=True)
 class FinetuningData:
-    """What to train and to evaluate on.
+    """The images to train and to evaluate on.
 
-    train: PIL images and labels; of a ...SUBSET, the chosen ones. unlabelled: other images of the pool, likewise, whose
-    labels are not looked at; none without --unlabelled. val: the whole test or val split, images as bytes (3, h, w);
-    None for a CSV alone. eval_transform: what made these. classes: the names of all.
-    identity: which images these are, in words that are compared when a run is resumed. notes: what users should know.
+    train: PIL images and labels; for a ...SUBSET, the chosen ones. unlabelled: other images of the pool in the same
+    form, whose labels are never used; empty without --unlabelled. val: the whole test or val split, images as bytes
+    (3, h, w); None for a CSV without --val-labels. eval_transform: the transform of val. classes: all class names.
+    identity: a description of the images, compared when a run is resumed. notes: messages for the user.
     """
 
     train: Dataset
@@ -44,7 +44,7 @@ class FinetuningData:
 
     @property
     def repeats(self) -> int:
-        """How often an epoch has each labelled image, so that one in three images is labelled."""
+        """Repeats of each labelled image per epoch, so that one in three images is labelled."""
         return max(1, round(len(self.unlabelled) / (2 * len(self.train))))
 
     @property
@@ -52,13 +52,13 @@ class FinetuningData:
         return self.repeats * len(self.train) + len(self.unlabelled)
 
     def as_evaluated(self, images: Dataset) -> Dataset:
-        """Images of `train` or `unlabelled` without augmentation, transformed like `val`."""
+        """Return images of `train` or `unlabelled` without augmentation, transformed like `val`."""
         return Transformed(images, self.eval_transform)
 
     def with_soft_targets(self, images: Dataset, soft_labels: Tensor, smoothing: float) -> Dataset:
-        """The images of an epoch with probabilities as targets: the labelled ones, `repeats` times, and the others.
+        """Return an epoch's images with probabilities as targets: `train`, `repeats` times, then `unlabelled`.
 
-        images: those of `train`, then those of `unlabelled`, each once. soft_labels: (m, c), of the latter.
+        images: those of `train`, then those of `unlabelled`, each once. soft_labels: (m, c), for the latter.
         """
         n, m, classes = len(self.train), *soft_labels.shape
         labelled = torch.full((n, classes), smoothing / classes)
@@ -67,7 +67,7 @@ class FinetuningData:
         return Subset(WithTargets(images, torch.cat([labelled, soft_labels])), epoch)
 
     def classes_without_images(self) -> str:
-        """Says which classes have no image to train on, if any."""
+        """Return a note on the classes that have no image to train on, or an empty string."""
         trained, evaluated = set(labels_of(self.train)), Counter(labels_of(self.val) if self.val is not None else ())
         names = [name for label, name in enumerate(self.classes) if label not in trained]
         errors = sum(count for label, count in evaluated.items() if label not in trained)
@@ -81,7 +81,7 @@ class FinetuningData:
 
 
 class Transformed(Dataset):
-    """The same images through a transform."""
+    """The same images, passed through a transform."""
 
     def __init__(self, images: Dataset, transform: Transform):
         self.images, self.transform = images, transform
@@ -108,7 +108,7 @@ class WithTargets(Dataset):
 
 
 def build_datasets(args: argparse.Namespace) -> FinetuningData:
-    """Raises InputError for anything that is missing or does not fit."""
+    """Build and check the data sets. Raises InputError if anything is missing or does not fit."""
     name = args.data_set.removesuffix("SUBSET")
     root = Path(args.data_path)
     size = input_size(args)
@@ -151,7 +151,7 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
         drawn = np.random.default_rng(args.seed).permutation(len(others))[: args.unlabelled]
         others = Subset(others, sorted(drawn.tolist()))
         identity["unlabelled_images"] = describe_images(others)
-    # What cannot be read or has the wrong size shows before the work begins.
+    # Images that cannot be read or have the wrong size raise here, before the work begins.
     train_transform(args)(train[0][0])
     if val is not None:
         val[0]
@@ -159,9 +159,9 @@ def build_datasets(args: argparse.Namespace) -> FinetuningData:
 
 
 def share_classes(train: ImageFiles, val: ImageFiles) -> None:
-    """Number the labels of both splits by the classes of both: a class that only one of them has is a class.
+    """Number the labels of both splits by the union of their classes; a class may be in only one split.
 
-    Raises: InputError when the splits have no class in common.
+    Raises: InputError if the splits have no class in common.
     """
     if not set(train.classes) & set(val.classes):
         raise InputError(f"{train.root} and {val.root} have no class folder in common: {train.classes[0]}, say")
@@ -173,7 +173,7 @@ def share_classes(train: ImageFiles, val: ImageFiles) -> None:
 
 
 def labels_of(images: Dataset) -> list[int]:
-    """The label of each image, without opening it."""
+    """Return the label of each image, without opening the image."""
     if isinstance(images, Subset):
         labels = labels_of(images.dataset)
         return [labels[index] for index in images.indices]
@@ -181,14 +181,14 @@ def labels_of(images: Dataset) -> list[int]:
 
 
 def describe_images(images: Dataset) -> str:
-    """Which images these are: their number, and a checksum of their paths in their folder where they are files."""
+    """Identify the images by number and, for files or a Subset, a checksum (of relative paths, else of indices)."""
     if isinstance(images, Subset):
         files = isinstance(images.dataset, ListedImages)
         names = (
             os.path.relpath(images.dataset.samples[row][0], images.dataset.root) if files else str(row)
             for row in images.indices
         )
-    elif isinstance(images, ListedImages):  # whose labels may be corrected
+    elif isinstance(images, ListedImages):  # the user may correct labels, so they count
         names = (f"{path.removeprefix(str(images.root))} {images.classes[label]}" for path, label in images.samples)
     elif isinstance(images, ImageFiles):
         names = (path[len(str(images.root)) :] for path, _ in images.samples)

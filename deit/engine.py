@@ -1,4 +1,4 @@
-"""The losses: of labels, and of a teacher (Touvron et al., DeiT, 2021); the schedule's steps; one evaluation."""
+"""Losses from labels and from a teacher (Touvron et al., DeiT, 2021), steps of the schedule, and evaluation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from common.training import Batch, TrainingState, to_network
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """Mean loss of a batch of labelled images, with mixup and a teacher where the recipe has them.
+    """Mean loss of a batch of labelled images, with mixup and a teacher if the recipe has them.
 
-    base(logits, targets) is that of the labels. With a teacher it is (1 - alpha) * base of the class head + alpha *
-    loss of the distillation head: hard, cross entropy with the teacher's argmax, or soft, `soft_distillation`.
+    base(logits, targets) is the loss on the labels. With a teacher: (1 - alpha) * base of the class head + alpha *
+    loss of the distillation head, hard (cross entropy with the teacher's argmax) or soft (`soft_distillation`).
     """
 
     base: nn.Module
@@ -54,9 +54,9 @@ class ClassificationLoss:
 
 
 def end_epoch(state: TrainingState, evaluated: bool) -> None:
-    """Step the schedule with the number of the epoch that ends: as published, epochs 0 and 1 run at --warmup-lr.
+    """Step the schedule with the number of the epoch that ends; so epochs 0 and 1 run at --warmup-lr, as published.
 
-    After the warm-up the plateau schedule only counts epochs that were `evaluated`.
+    After the warm-up, the plateau schedule counts only epochs that were `evaluated`.
     """
     waits = follows_a_plateau(state) and state.epoch > state.lr_scheduler.warmup_t and not evaluated
     if not waits:
@@ -69,8 +69,8 @@ def follows_a_plateau(state: TrainingState) -> bool:
 
 
 def step_schedule_to(state: TrainingState) -> None:
-    """Set the rate of `state.epoch` on this run's schedule, which may be longer than that of its checkpoint."""
-    if state.epoch and not follows_a_plateau(state):  # which was resumed with the state
+    """Set the rate for `state.epoch` by this run's schedule, which may be longer than the one in its checkpoint."""
+    if state.epoch and not follows_a_plateau(state):  # a plateau schedule is restored with the state
         state.lr_scheduler.step(state.epoch - 1)
 
 
@@ -83,10 +83,10 @@ def evaluate(
     sharded: bool = False,
     confusion: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Cross entropy, and top-1 and top-5 accuracy in percent.
+    """Return cross entropy, and top-1 and top-5 accuracy in percent.
 
-    sharded: each process has its own part of the images, and the counts are summed; every image counts once.
-    confusion: a matrix of zeros (c, c), to which the number of images of each true and predicted class is added.
+    sharded: each process evaluates its own part of the images, and the counts are summed; every image counts once.
+    confusion: a matrix of zeros (c, c); the images of each true (row) and predicted (column) class are counted in it.
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
@@ -111,14 +111,14 @@ def evaluate(
 
 
 def base_criterion(soft_targets: bool, smoothing: float) -> nn.Module:
-    """Cross entropy: with soft targets (mixup, which has the smoothing in them), with label smoothing, or plain."""
+    """Return cross entropy: for soft targets (which include any smoothing), with label smoothing, or plain."""
     if soft_targets:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
 
 
 def soft_distillation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """tau^2 / numel * sum KL over logits (b, c). (The published code divides by b * c, not by b.)"""
+    """Return tau^2 / (b c) * sum of KL over logits (b, c). (The published code, too, divides by b * c, not by b.)"""
     student, teacher = (F.log_softmax(logits / tau, dim=1) for logits in (student, teacher))
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * tau**2 / student.numel()
 
@@ -127,9 +127,9 @@ def soft_distillation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 def most_probable(
     model: nn.Module, parts: Iterable[Tensor], trained: dict[str, Any], amp_dtype: torch.dtype | None
 ) -> np.ndarray:
-    """The two most probable classes of each image, (b, 4): class, its probability, the next class, its probability.
+    """Return two classes per image, (b, 4): the most probable class, its probability, the next class, its probability.
 
-    parts: images as bytes (_, 3, h, w), on the model's device. trained: what a checkpoint says of its run.
+    parts: images as bytes (_, 3, h, w), on the model's device. trained: the run that a checkpoint describes.
     """
     logits = []
     for images in parts:

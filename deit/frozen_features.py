@@ -1,9 +1,9 @@
-"""What the features of the pretrained network tell before it is trained: readouts, a first head, and soft labels.
+"""Readouts, an initial head and soft labels, all from the features of the pretrained network before it is finetuned.
 
-At the smallest budgets a classifier on frozen features beats the published finetuning, and finetuning that starts from
-it (LP-FT: Kumar et al., ICLR 2022) and trains on the rest of the pool too beats both. The latter is self-training:
-pseudo-labels are Lee's (2013); soft ones, of a teacher that sees the images as they are, Noisy Student's (Xie et al.,
-CVPR 2020). Here the teacher is no network, but two readouts of the frozen features: common.readouts.soft_labels.
+At the smallest budgets, a classifier on frozen features beats the published finetuning. Finetuning that starts from it
+(LP-FT: Kumar et al., ICLR 2022) and also trains on the rest of the pool beats both. This is self-training, with
+pseudo-labels (Lee, 2013) that are soft and from a teacher that sees the images without augmentation (Noisy Student:
+Xie et al., CVPR 2020). Here the teacher is not a network but two readouts: common.readouts.soft_labels.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from deit.datasets import FinetuningData
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Puts images through a network without its head."""
+    """Run images through a network without its head."""
 
     model: nn.Module
     device: torch.device
@@ -35,7 +35,7 @@ class FrozenFeatures:
 
     @torch.inference_mode()
     def __call__(self, images: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """What the head would see (n, d), and the labels (n,)."""
+        """Return the input of the head (n, d), and the labels (n,)."""
         self.model.eval()
         features, labels = [], []
         batches = BatchSampler(range(len(images)), self.batch_size, drop_last=False)
@@ -52,7 +52,7 @@ class FrozenFeatures:
 def probe(kind: str, features_of: FrozenFeatures, data: FinetuningData, processes: Processes) -> dict[str, Any]:
     """Fit a readout on the frozen features of the chosen images, without augmentation, and evaluate it.
 
-    Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes, or with a single class.
+    Returns: top-1 and top-5 accuracy in percent. Raises: InputError with several processes or a single class.
     """
     if processes.size > 1:
         raise InputError(f"--probe {kind} takes seconds: run it in one process, not {processes.size}")
@@ -61,10 +61,10 @@ def probe(kind: str, features_of: FrozenFeatures, data: FinetuningData, processe
 
 
 def cross_validated(kind: str, features_of: FrozenFeatures, data: FinetuningData) -> dict[str, Any] | None:
-    """Accuracy of a readout of the frozen features on labelled images that it has not seen, over 5 folds.
+    """Cross-validate a readout of the frozen features on the labelled images, with 5 folds.
 
-    Returns: top-1 accuracy in percent, its standard deviation over the folds, and their number, which is smaller where
-    no class has 5 images; None where none has two.
+    Returns: mean top-1 accuracy in percent, its standard deviation over the folds, and their number, which is smaller
+    if no class has 5 images; None if no class has two.
     """
     features, labels = features_of(data.as_evaluated(data.train))
     scores = []
@@ -79,11 +79,11 @@ def cross_validated(kind: str, features_of: FrozenFeatures, data: FinetuningData
 def head_and_soft_labels(
     features_of: FrozenFeatures, data: FinetuningData, purpose: str
 ) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
-    """The linear readout of the labelled images as weight (c, d) and bias (c,), and what it tells of the unlabelled.
+    """Fit the linear readout to the labelled images; return it as a layer, with soft labels of the unlabelled images.
 
-    As a head it predicts what `probe` does. (In mixed precision its logits are rounded, and the readout's are not.)
-    Returns: the layer, and the probabilities (m, c) of the classes of data.unlabelled, None where there are none.
-    Raises: InputError, which begins with the purpose, with a single class.
+    As a head it predicts what `probe` does. (In mixed precision its logits are rounded; the readout's are not.)
+    Returns: weight (c, d) and bias (c,), and class probabilities (m, c) of data.unlabelled, None if that is empty.
+    Raises: InputError, starting with `purpose`, with a single class.
     """
     features, labels = labelled_features(features_of, data, purpose)
     readout, classes = linear_readout(features, labels).fit(features, labels), len(data.classes)
@@ -95,8 +95,8 @@ def head_and_soft_labels(
 
 
 def labelled_features(features_of: FrozenFeatures, data: FinetuningData, purpose: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of the chosen images (n, d), and their labels (n,). Raises InputError with a single class."""
+    """Return features (n, d) and labels (n,) of the chosen images. Raises InputError with a single class."""
     features, labels = features_of(data.as_evaluated(data.train))
     if len(set(labels.tolist())) < 2:
-        raise InputError(f"{purpose} of at least two classes, and all {len(labels)} are of one")
+        raise InputError(f"{purpose} of at least two classes, but all {len(labels)} are of one")
     return features, labels

@@ -1,4 +1,4 @@
-"""Images in other layouts than CIFAR's and ImageNet's: a user's own, labelled or to be labelled, and iNaturalist."""
+"""Images in layouts other than CIFAR's and ImageNet's: the user's own, labelled or not, and iNaturalist."""
 
 import argparse
 import os
@@ -15,20 +15,20 @@ from common.image_list import check_present, labelled_images, notes_on, place_of
 from common.images import ImageFiles, ListedImages, Loader, Transform, image_list, image_tree, open_rgb
 from common.networks import input_size
 
-DECODED_AT_LEAST = 4  # times the input size, of a photo of which a part is cropped
+DECODED_AT_LEAST = 4  # times the input size, since training crops only a part of a photo
 
 
 def photo_loader(size: int) -> Loader:
-    """(departure) Own photos are turned upright, and large ones decoded at a smaller size, as in the extraction."""
+    """(departure) Open photos upright, and decode large ones at a smaller size, as feature extraction does."""
     return partial(open_rgb, upright=True, at_least=DECODED_AT_LEAST * size)
 
 
 def labelled_lists(
     args: argparse.Namespace, transform: Transform
 ) -> tuple[ListedImages, ListedImages | None, list[str]]:
-    """The images of --labels, those of --val-labels if any, and notes on the labels.
+    """Return the images of --labels, those of --val-labels if given, and notes on the labels.
 
-    Raises: InputError, before any is opened, where an image is not there, or all are of one class.
+    Raises: InputError, before any image is opened, if one is missing or in both lists, or all labels are of one class.
     """
     root = Path(args.data_path)
     loader = photo_loader(input_size(args))
@@ -49,7 +49,7 @@ def labelled_lists(
 
 
 def other_images(args: argparse.Namespace, labelled: Sequence[ListedImages | None]) -> ListedImages:
-    """Every image below --data-path that is in none of the lists."""
+    """Return every image below --data-path that is in none of the lists."""
     images = image_tree(Path(args.data_path), None, photo_loader(input_size(args)))
     known = {place_of(path) for listed in labelled if listed is not None for path, _ in listed.samples}
     images.samples = [sample for sample in images.samples if place_of(sample[0]) not in known]
@@ -57,7 +57,7 @@ def other_images(args: argparse.Namespace, labelled: Sequence[ListedImages | Non
 
 
 def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform) -> tuple[Dataset, list[str], Path]:
-    """What predict.py labels: the images, what each is called, and the folder that these names are relative to."""
+    """Return the images that predict.py labels, their names, and the folder that the names are relative to."""
     loader, source = photo_loader(size), Path(args.data_path)
     if args.dataset == "HF" or source.suffix == ".parquet":
         from common.hf_images import HFImages  # an optional package
@@ -71,9 +71,9 @@ def unlabelled_images(args: argparse.Namespace, size: int, transform: Transform)
 def inaturalist(root: Path, year: str, split: str, category: str, transform: Transform | None = None) -> ImageFiles:
     """One split of iNaturalist 2018 or 2019 in torchvision's layout, `<root>/<year>/<super category>/<category id>/*`.
 
-    (departure) The published code reads the annotations for everything; here they tell the split (`<split><year>.json`)
-    and, for levels of the taxonomy between species and super category, the names (`categories.json`).
-    Raises: InputError when one of the files is missing.
+    (departure) The published code reads everything from the annotations. Here they give only the split
+    (`<split><year>.json`) and, at taxonomy levels other than species and super category, names (`categories.json`).
+    Raises: InputError if one of the files is missing.
     """
     try:
         listed = INaturalist(str(root), version=year, target_type="super" if category == "supercategory" else "full")

@@ -30,7 +30,7 @@ from deit.recipe_options import parse_args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Returns: last and best accuracies, as in summary.json."""
+    """Return the last and best accuracies, as in summary.json."""
     args = parse_args(argv)
     check_given(args.subset_ids, "--subset_ids")
     check_given([args.finetune, args.resume], "checkpoint")

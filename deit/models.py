@@ -61,7 +61,7 @@ def linear_head(args: argparse.Namespace, model: nn.Module) -> nn.Linear:
             if torch.allclose(head(features), model(images), rtol=1e-4, atol=1e-4):
                 return head
     asked = "--head-init linear" if args.head_init == "linear" else "--freeze backbone"
-    raise InputError(f"{asked} needs a model whose head is one linear layer, which that of {args.model} is not")
+    raise InputError(f"{asked} needs a model whose head is one linear layer; that of {args.model} is not")
 
 
 def load_weights(
@@ -89,7 +89,7 @@ def load_weights(
 
 
 def check_network(checkpoint: dict[str, Any], source: str, model: nn.Module) -> None:
-    """Raises InputError where a run's own checkpoint is of a network that was built or given images in another way."""
+    """Raise InputError where a run's own checkpoint is of a network that was built or given images in another way."""
     if not is_own_checkpoint(checkpoint):
         return
     run, kwargs = checkpoint["run"], checkpoint["args"].get("model_kwargs")  # version 1.1 added nothing to the user's

@@ -3,10 +3,10 @@
     python predict.py --checkpoint OUT/checkpoint.pth --data_path ~/photos --output predictions.csv
     torchrun --nproc_per_node=2 predict.py ...
 
-writes path,label,probability,second,margin for every image below the folder, in one stable order: the most probable
-class, how probable it is, the next class, and by how much it is less probable. A list of images (.csv, .txt) or a
-Hugging Face data set does as well as a folder. The checkpoint alone is enough. --least_certain 100 also writes the
-images of smallest margin, as a CSV to be labelled next.
+writes path,label,probability,second,margin for every image below the folder, in a stable order: the most probable
+class, its probability, the next class, and the difference of the two probabilities. --data_path may also be a list of
+images (.csv, .txt) or a Hugging Face data set. No file but the checkpoint is needed. --least_certain 100 also writes
+the images of smallest margin, as a CSV to be labelled next.
 """
 
 import argparse
@@ -29,35 +29,35 @@ from common.pool_paths import pool_images
 
 COLUMNS = ("path", "label", "probability", "second", "margin")
 TO_LABEL = ("path", "label", "predicted", "probability", "second", "margin")
-FIRST, PROBABILITY, SECOND, NEXT_PROBABILITY = range(4)  # what is kept of each image
+FIRST, PROBABILITY, SECOND, NEXT_PROBABILITY = range(4)  # columns of the table, one row per image
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Label images with a trained model.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="checkpoint.pth of main.py; file or https://")
-    add("--data_path", required=True, help="a folder, every image below it; or a list (.csv, .txt)")
+    add("--data_path", required=True, help="a folder, with every image below it, or a list (.csv, .txt)")
     add("--dataset", default="auto", choices=["auto", "HF"], help="HF: --data_path is a Hugging Face data set")
     add("--split", default="train", help="with --dataset HF")
     add("--image_column", help="with --dataset HF: the column of images, where there are several")
     add("--output", default="predictions.csv")
     add("--least_certain", type=number(int, 1), metavar="N", help="also list the N images of smallest margin, to label")
-    add("--labels", nargs="+", default=[], metavar="CSV", help="what is labelled in these is left out of that")
+    add("--labels", nargs="+", default=[], metavar="CSV", help="leave images labelled in these out of that list")
     add("--batch-size", default=256, type=number(int, 1), help="images in one pass")
     add("--num_workers", default=16, type=number(int, 0), help="decoding processes, at most the machine's processors")
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--device", default="auto", help="auto is the first available of cuda, mps and cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     add("--resume", action="store_true", help="continue an interrupted run")
     args = parser.parse_args(argv)
     if args.labels and not args.least_certain:
-        raise InputError("--labels goes with --least_certain: what is labelled already is left out of that")
+        raise InputError("--labels needs --least_certain: it leaves labelled images out of that list")
     output = Path(args.output)
     if not output.name:
-        raise InputError(f"--output {args.output!r} names no file")
+        raise InputError(f"--output {args.output!r} is not the name of a file")
     check_given([args.checkpoint], "checkpoint")
     outputs = [output, least_certain_file(output)] if args.least_certain else [output]
     check_spares(outputs, [args.checkpoint, args.data_path, *args.labels])
-    labelled_images(args.labels, "--labels")  # what is wrong with it shows before the work begins
+    labelled_images(args.labels, "--labels")  # raises for a faulty list before the work begins
     return args
 
 
@@ -73,10 +73,10 @@ def write_predictions(
     classes: list[str],
     why: Callable[[int], str],
 ) -> None:
-    """Write the CSV, and what is least certain if asked for.
+    """Write the CSV, and with --least_certain the list of the least certain images.
 
-    table: (n, 4), NaN where an image cannot be used, which `why` says of a row. names: of the images, below `root`.
-    Raises InputError where none can be used.
+    table: (n, 4), NaN for images that cannot be used; why(row) gives the reason. names: image paths relative to `root`.
+    Raises InputError if no image can be used.
     """
     output, margins = Path(args.output), table[:, PROBABILITY] - table[:, NEXT_PROBABILITY]
 
@@ -103,7 +103,7 @@ def write_predictions(
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the path of the CSV."""
+    """Return the path of the CSV."""
     args = parse_args(argv)
     from common.checkpoints import weights_checksum  # with torch and timm, seconds to load
     from common.image_loader import missing_batches, reason_unreadable
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> Path:
         batches = missing_batches(images, size, file, processes, args.batch_size, args.num_workers, "predicting")
         for rows, parts, _, readable in batches:
             probable = most_probable(model, parts, trained, amp_dtype_of(args.amp, processes.device))
-            probable[~readable.numpy()] = np.nan  # a tensor of one would be an index
+            probable[~readable.numpy()] = np.nan  # NumPy takes a tensor of one element for an index
             file.write(rows, probable, np.zeros(len(rows)))
         processes.barrier()  # all rows are written
         if processes.is_main:

@@ -2,11 +2,11 @@
 
     python experiments/bench_extraction.py
 
-The plain loop is what one would write: timm's network in float32 and torchvision's ImageFolder in a DataLoader with the
-same number of workers, which decodes at full size. Both run in turn, several times, on the same files: 32 px PNGs,
-500x375 JPEGs and 4000x3000 JPEGs (12 megapixels). "network" is extract_feature.py's network alone on images that are
-ready: no loop is faster, whatever reads the files. Figures are medians; "cores" is the ratio in processor time of both
-loops, workers included, which hardly depends on what else the machine does.
+The plain loop is the obvious one: timm's network in float32 and torchvision's ImageFolder, which decodes at full size,
+in a DataLoader with the same number of workers. The two take turns, several times, on the same files: 32 px PNGs,
+500x375 JPEGs and 4000x3000 JPEGs (12 megapixels). "network" is extract_feature.py's network alone on images already in
+memory: no loop can be faster, however it reads the files. Figures are medians; "cores" is the ratio of the loops'
+processor times, workers included, which hardly depends on what else the machine does.
 """
 
 import argparse
@@ -40,12 +40,12 @@ from data_selection.extract_feature import parse_args
 if TYPE_CHECKING:
     from data_selection.backbones import Backbone
 
-DISTINCT = 16  # files of each kind, each under several names
+DISTINCT = 16  # files of each kind; further ones are hard links to these
 KINDS = {"32 px PNG": (32, 32, "png"), "500x375 JPEG": (500, 375, "jpg"), "12 megapixel JPEG": (4000, 3000, "jpg")}
 
 
 def write_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
-    """An image of smooth noise, which decodes at the speed of a photograph of that size."""
+    """Write an image of smooth noise, which decodes as fast as a photograph of that size."""
     coarse = rng.integers(0, 256, (max(4, size[1] // 8), max(4, size[0] // 8), 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
@@ -57,7 +57,7 @@ def write_photos(folder: Path, count: int, size: tuple[int, int], suffix: str) -
         photo = folder / f"{index:05d}.{suffix}"
         if index < DISTINCT:
             write_photo(photo, size, rng)
-        else:  # a large one takes longer to write than to read
+        else:  # a link, because a large image takes longer to write than to read
             photo.hardlink_to(photo.with_stem(f"{index % DISTINCT:05d}"))
 
 
@@ -88,7 +88,7 @@ def network_alone(backbone: "Backbone", images: torch.Tensor, batch_size: int, d
 
 
 def seconds_of(work: Callable[[], None]) -> tuple[float, float]:
-    """Elapsed seconds, and processor seconds of this process and of its workers."""
+    """Return the elapsed seconds of `work`, and the processor seconds of this process and its workers."""
 
     def processor_seconds() -> float:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -101,10 +101,10 @@ def seconds_of(work: Callable[[], None]) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Images per second of extract_feature.py against a plain loop, by the size of the images.")
-    parser.add_argument("--images", type=number(int, 1), default=128, help="of each kind")
+    parser.add_argument("--images", type=number(int, 1), default=128, help="images of each kind")
     parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--arch", default="vit_small_patch16_224")
-    parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="of extract_feature.py")
+    parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="passed on to extract_feature.py")
     parser.add_argument("--batch_size", type=number(int, 1), default=32)
     parser.add_argument("--num_workers", type=number(int, 0), default=16)
     parser.add_argument("--device", default="auto")

@@ -1,20 +1,20 @@
-"""What a selection costs: the fast form of ActiveFT, its plain autograd reference, and scikit-learn's k-means.
+"""Measure what a selection costs: ActiveFT's fast form, its plain autograd reference, and scikit-learn's k-means.
 
     python experiments/bench_selection.py --feature_path data_selection/features/CIFAR10_train.npy
     python experiments/bench_selection.py --methods select --n 200000 --k 20000 --iterations 40 --repeats 1
     python experiments/bench_selection.py --startup
 
-Every method runs in its own process, in turn. Figures are medians: seconds, CPU seconds of all threads (less noisy on a
-machine that others use), and what a method adds at its peak to the memory of the libraries and of the features it is
-given; select holds a copy of them with unit rows. Imports and the reading of the features are not in the figures of a
-method; `process` is all of the first method's process, with them. `iteration` is the median of select's later ones.
-The ratios are of the reference to select, in seconds and in CPU seconds, and to select's whole process in seconds.
+The methods run one after the other, each in its own process. Figures are medians: seconds, CPU seconds of all threads
+(less noisy on a machine that others use), and peak memory beyond the libraries and the features given to the method
+(for select, this includes its copy of them with unit rows). A method's figures leave out imports and reading the
+features; `process` is the whole process of the first method, with both. `iteration` is the median of select's later
+iterations. The ratios: reference to select in seconds and in CPU seconds, and to select's whole process in seconds.
 
-Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. A run of the
-reference is timed over a few iterations and scaled to all of them.
+Without a feature file the pool is generated: Gaussian clusters with a decaying spectrum, d = 384. The reference is
+timed over a few iterations and scaled to all of them.
 
---startup: how long each script takes to its help or to an error before the work, and a selection of 28 of 1,437 x 96
-features in all, as multiples of `import torch`.
+--startup: how long each script takes to show its help or an error found before the work, and how long a whole
+selection of 28 of 1,437 x 96 features takes, as multiples of `import torch`.
 """
 
 import argparse
@@ -45,7 +45,7 @@ SCRIPTS = [
     for file in sorted((ROOT / package).rglob("*.py"))
     if 'if __name__ == "__main__":' in file.read_text().splitlines()
 ]
-# What is found out before the work: files that are not there, options that do not go together.
+# Errors that are found before the work: missing files, options that do not go together.
 ERRORS = [
     "data_selection/extract_feature.py --dataset Folder --data_path missing",
     "data_selection/sample_tools/ActiveFT_CIFAR.py --feature_path missing.npy",
@@ -61,7 +61,7 @@ ERRORS = [
     "experiments/paper_table.py --dataset CIFAR10 --arch vit_small_patch14_dinov2.lvd142m",
 ]
 CPU_INFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
-WARM_UP = 200, 10  # samples and budget of a run before the measured one: libraries load parts of themselves when used
+WARM_UP = 200, 10  # samples and budget of an unmeasured first run: libraries load some parts only when used
 
 
 def generated_features(n: int, d: int = 384, clusters: int = 500, seed: int = 0) -> np.ndarray:
@@ -76,7 +76,7 @@ def generated_features(n: int, d: int = 384, clusters: int = 500, seed: int = 0)
 
 
 def load(feature_path: str | None, n: int) -> np.ndarray:
-    """n rows (n, d) of the file, of all classes, in order."""
+    """Return n evenly spaced rows (n, d) of the file, so of all classes; generated rows if there is no file."""
     if feature_path is None:
         return generated_features(n)
     features, _ = read_features(feature_path)
@@ -87,7 +87,7 @@ def load(feature_path: str | None, n: int) -> np.ndarray:
 
 
 def resident(what: str) -> float:
-    """MB of this process: VmRSS, now, or VmHWM, the most since `forget_peak`. Not a number where there is no Linux."""
+    """Return this process's memory in MB: VmRSS (now) or VmHWM (peak since `forget_peak`); NaN if not on Linux."""
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:")), float("nan"))
 
@@ -98,22 +98,22 @@ def forget_peak() -> None:
 
 
 def processor() -> str:
-    """The name of the processor, as far as the system tells."""
+    """Return the name of the processor, as far as the system tells."""
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
 def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[float]:
-    """Run one method in this process. Returns: seconds, CPU seconds, megabytes that it adds, seconds of an iteration.
+    """Run one method in this process. Returns: seconds, CPU seconds, MB that it adds, seconds per iteration.
 
-    The latter is the median over the iterations of select but the first three, which make the first lists.
+    The last is the median over select's iterations without the first three, which make the first lists; or NaN.
     """
     from data_selection.activeft import reference, select
     from data_selection.activeft.pool import Candidates, read_pool
     from data_selection.activeft.selection import Settings
 
-    if method == "kmeans":  # it sees the same unit rows
+    if method == "kmeans":  # it gets the same unit rows
         from sklearn.cluster import KMeans
 
         features = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -135,7 +135,7 @@ def measure(method: str, features: np.ndarray, k: int, iterations: int) -> list[
 
 
 def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iterations: int) -> np.ndarray:
-    """Seconds, CPU seconds, MB and seconds of an iteration, in a fresh process, and the seconds of that."""
+    """Run `measure` in a fresh process. Returns: its four figures, and the seconds of the whole process."""
     options = f"--child {method} --n {n} --k {k} --threads {args.threads} --iterations {iterations}"
     command = [sys.executable, __file__, *options.split()]
     command += ["--feature_path", args.feature_path] if args.feature_path else []
@@ -147,7 +147,7 @@ def measure_in_child(args: argparse.Namespace, method: str, n: int, k: int, iter
 
 
 def cost(args: argparse.Namespace, method: str, n: int, k: int) -> np.ndarray:
-    """The same for a whole run; of the reference from two short ones, which differ in --timed_iterations."""
+    """Return these figures for a full run; the reference's times are scaled from two runs --timed_iterations apart."""
     if method != "reference":
         return measure_in_child(args, method, n, k, args.iterations if method == "select" else args.kmeans_iterations)
     one = measure_in_child(args, method, n, k, 1)
@@ -158,7 +158,7 @@ def cost(args: argparse.Namespace, method: str, n: int, k: int) -> np.ndarray:
 
 
 def seconds_of(*command: str, status: int = 0) -> float:
-    """Of a Python process that must end with this exit status."""
+    """Time a Python process that must end with this exit status; return the seconds."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != status:
@@ -167,7 +167,7 @@ def seconds_of(*command: str, status: int = 0) -> float:
 
 
 def measure_startup(repeats: int) -> None:
-    """Print it, as medians of the ratios."""
+    """Print the start-up times, as medians of their ratios to `import torch`."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/pool.npy", np.pad(generated_features(1437, 96), [(0, 0), (0, 1)]))
         selection = f"--feature_path {folder}/pool.npy --number 28 --device cpu --output_dir {folder}".split()
@@ -178,23 +178,23 @@ def measure_startup(repeats: int) -> None:
             (seconds_of("-c", "import torch"), [seconds_of(*words, status=end) for words, end in commands.values()])
             for _ in range(repeats)
         ]
-    print(f"import torch: {statistics.median(torch for torch, _ in times):.2f} s; of that")
+    print(f"import torch: {statistics.median(torch for torch, _ in times):.2f} s; as multiples of it:")
     for row, name in enumerate(commands):
         print(f"{name:60} {statistics.median(each[row] / torch for torch, each in times):.2f}x")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Measure time and peak memory of the selection beside its reference and k-means.")
-    parser.add_argument("--feature_path", help="feature file; not given: generated clusters")
+    parser.add_argument("--feature_path", help="feature file; if not given, generated clusters")
     parser.add_argument("--n", nargs="+", type=number(int, 1), default=[12500, 25000, 50000], help="pool sizes")
     parser.add_argument("--k", nargs="+", type=number(int, 1), default=[250, 500, 1000], help="budgets")
-    parser.add_argument("--iterations", type=number(int, 1), default=300, help="of the selection")
-    parser.add_argument("--kmeans_iterations", type=number(int, 1), default=100, help="of k-means")
-    parser.add_argument("--timed_iterations", type=number(int, 1), default=10, help="of the reference")
+    parser.add_argument("--iterations", type=number(int, 1), default=300, help="iterations of select and reference")
+    parser.add_argument("--kmeans_iterations", type=number(int, 1), default=100, help="iterations of k-means")
+    parser.add_argument("--timed_iterations", type=number(int, 1), default=10, help="timed iterations of the reference")
     parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--threads", type=number(int, 1), default=2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--startup", action="store_true", help="measure how long the scripts take to start, instead")
+    parser.add_argument("--startup", action="store_true", help="measure how long the scripts take to start instead")
     parser.add_argument("--child", choices=METHODS, help="run one method alone and print it as JSON")
     args = parser.parse_args(argv)
     if args.child:

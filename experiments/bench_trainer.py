@@ -1,9 +1,9 @@
-"""Epoch time of deit/main.py against a plain loop that decodes every epoch and restarts its workers, the published way.
+"""Epoch time of deit/main.py against a plain loop that, as published, decodes and restarts its workers every epoch.
 
     python experiments/bench_trainer.py
 
-Both make the same updates of the same network on the same images in one run, in turn; the figures are medians. `waits`
-is the share of the time here in which the training waits for its next batch; the rest are the updates themselves.
+Both make the same updates to the same network on the same images, taking turns in one run; figures are medians. `waits`
+is the share of deit/main.py's time spent waiting for the next batch; the rest is the updates themselves.
 
 On 2 cores of an Intel server CPU, torch 2.15, in 15 minutes:
 
@@ -13,9 +13,9 @@ On 2 cores of an Intel server CPU, torch 2.15, in 15 minutes:
     small ViT at 224, 5,000 photos              14.776          10.449        465    1.44
     ViT-S/16 at 224, 500 photos                 47.260          37.890          7    1.25
 
-On an AMD EPYC (Zen 5), torch 2.14, the second row is 1.324, 0.438, 585 images/s and 3.02, of which waiting is 3%.
-From the third row on, what is left is cropping and resizing photos, and the mathematics. 5,000 photos of this size are
-kept in memory with --cache-mb 8192, as here; with the default 4096 not all of them are, and the ratio is 1.21.
+On an AMD EPYC (Zen 5), torch 2.14, the second row is 1.324, 0.438, 585 images/s and 3.02, with 3% waiting.
+From the third row on, the remaining time is cropping and resizing photos, and the mathematics. --cache-mb 8192, as
+here, keeps all 5,000 photos of this size in memory; the default 4096 keeps only some, and the ratio is 1.21.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from experiments.bench_extraction import write_photo
 SMALL_VIT = "--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=4 num_heads=3"
 SMALL_VIT_32, SMALL_VIT_224 = f"{SMALL_VIT} img_size=32 patch_size=8", f"{SMALL_VIT} img_size=224 patch_size=56"
 PHOTO = (500, 375)
-CASES = {  # name: images, their size, options of main.py, epochs timed together, how often
+CASES = {  # name: images, their size, options of main.py, epochs timed together, repeats
     "small ViT, 500 images of 32x32": (500, (32, 32), SMALL_VIT_32, 20, 5),
     "small ViT at 224, 500 photos": (500, PHOTO, SMALL_VIT_224, 10, 3),
     "small ViT at 224, 5,000 photos": (5000, PHOTO, f"--cache-mb 8192 {SMALL_VIT_224}", 1, 3),
@@ -54,7 +54,7 @@ CASES = {  # name: images, their size, options of main.py, epochs timed together
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """An image folder whose val split is a part of train."""
+    """Write an image folder whose val split is a part of train."""
     rng = np.random.default_rng(0)
     for index in range(count):
         for split in ("train", "val") if index < 20 else ("train",):
@@ -64,7 +64,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
-    """One epoch per step: DeiT's loop, without what this project adds to it."""
+    """Run one epoch per step: DeiT's loop, without this project's additions."""
     import torchvision.transforms as T  # seconds to load, with timm
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
@@ -100,7 +100,7 @@ def plain_epochs(args: argparse.Namespace) -> Iterator[None]:
 
 
 class Waiting:
-    """An iterator that adds up the seconds that were waited for it."""
+    """An iterator that adds up the seconds spent waiting for its items."""
 
     def __init__(self, items: Iterable):
         self.items, self.seconds = iter(items), 0.0
@@ -113,7 +113,7 @@ class Waiting:
 
 
 def our_epochs(args: argparse.Namespace) -> Iterator[float]:
-    """One epoch per step, through the pieces of deit/main.py. Yields the seconds of it that it waited for batches."""
+    """Run one epoch per step with the parts of deit/main.py. Yields the seconds that it waited for batches."""
     from common.training import update_weights
     from deit.builders import build_plan, build_recipe, build_state, build_train_loader
     from deit.datasets import build_datasets
@@ -137,7 +137,7 @@ def our_epochs(args: argparse.Namespace) -> Iterator[float]:
 
 
 def seconds_per_epoch(epochs: Iterator[float | None], count: int) -> tuple[float, float]:
-    """Mean of `count` epochs in a row, of which waiting: several where they are short, because batches come ahead."""
+    """Return seconds per epoch and waiting, means of `count` in a row: several if short, as batches are made ahead."""
     started = time.perf_counter()
     waited = sum(next(epochs) or 0.0 for _ in range(count))
     return (time.perf_counter() - started) / count, waited / count
@@ -145,7 +145,7 @@ def seconds_per_epoch(epochs: Iterator[float | None], count: int) -> tuple[float
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Epoch time of deit/main.py against a plain loop.")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--num_workers", type=number(int, 0), default=16)
     chosen = parser.parse_args(argv)
     workers = worker_count(chosen.num_workers)

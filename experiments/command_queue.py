@@ -1,8 +1,8 @@
-"""Commands that run several at a time, each once: what is finished is skipped, what was stopped is resumed.
+"""Run commands several at a time, each once: finished ones are skipped, stopped ones are resumed.
 
 Starting Python with torch and timm takes seconds, more than many of the commands themselves. So a fork server imports
-them once, and forks a process for each command; not by concurrent.futures, which can neither tell a running command to
-save and end, nor say with what exit code it has ended.
+them once and forks a process for each command. concurrent.futures would not do: it can neither tell a running command
+to save and end, nor report its exit code.
 """
 
 import gc
@@ -35,7 +35,7 @@ from common.files import make_output_dir, read_json, write_json
 from common.progress import progress_bar
 from experiments import ROOT
 
-# What the commands import, as far as nothing of it touches a GPU or starts a thread.
+# Modules that the commands import, except those that touch a GPU or start a thread when imported.
 PRELOADED = [
     "deit.finetuning",
     "segmenter.finetuning",
@@ -46,20 +46,20 @@ PRELOADED = [
     "matplotlib.figure",
 ]
 THREADS = "OMP_NUM_THREADS"
-SECONDS_TO_SAVE = 120  # that a stopped command has before it is killed
+SECONDS_TO_SAVE = 120  # granted to a stopped command before it is killed
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of the project, run in a folder of its own for what it writes."""
+    """One command of the project, with a folder of its own for what it writes."""
 
     name: str
-    script: str  # relative to the project's folder, run from its first folder as the README says; has a `main(argv)`
+    script: str  # path in the project, with a `main(argv)`; run from the path's first folder, as in the README
     options: str  # as typed
-    folder: Path  # its own, with its log
-    result: Path  # the file it ends with
+    folder: Path  # its own, log included
+    result: Path  # the file or folder that it writes last
     needs: tuple["Job", ...] = ()  # the jobs whose results it reads
-    discarded: str | None = None  # a pattern of files in `folder` that only an unfinished command needs, to be resumed
+    discarded: str | None = None  # pattern of files in `folder` needed only to resume; removed once finished
 
     @property
     def command(self) -> str:
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """How far it has come: {"commands": [...], "version": ..., "seconds": null until it is finished}."""
+        """The file of its progress: {"commands": [...], "version": ..., "seconds": null until it is finished}."""
         return self.folder / "command.json"
 
 
@@ -94,7 +94,7 @@ def recorded(job: Job) -> dict:
 
 
 def is_current(record: Mapping[str, Any], commands: Sequence[str]) -> bool:
-    """Whether what a record tells of was made by these very commands, of this version of the project."""
+    """Return whether a record is of exactly these commands and of this version of the project."""
     return (record.get("commands"), record.get("version")) == (commands, VERSION)
 
 
@@ -104,15 +104,15 @@ def is_finished(job: Job) -> bool:
 
 
 def prepare(job: Job) -> None:
-    """Make the job's folder ready: files of the same commands stay, to be resumed; those of others are removed.
+    """Make the job's folder ready: keep files of the same commands, to resume from, and remove those of others.
 
-    Raises InputError when the folder holds files that no job has written.
+    Raises InputError if the folder holds files that no job has written.
     """
     if not is_current(recorded(job), job.commands):
         if job.record.is_file():
             shutil.rmtree(job.folder)
         if any(make_output_dir(job.folder).iterdir()):
-            raise InputError(f"{job.folder} holds files of something else: remove it, or give another --output_dir")
+            raise InputError(f"{job.folder} holds unrelated files: remove it, or give another --output_dir")
     write_record(job, None)
 
 
@@ -121,20 +121,20 @@ def write_record(job: Job, seconds: float | None) -> None:
 
 
 def run_jobs(targets: Iterable[Job], slots: Sequence[Mapping[str, str]], describe: Callable[[Job], str]) -> None:
-    """Run the jobs and those they need, where not finished: each when its needs are there, one at a time in each slot.
+    """Run the unfinished jobs and those they need: each once its needs are finished, one at a time per slot.
 
-    slots: environment variables, such as the GPU to see; the number of threads is that of the first. describe: called
-    with each job that has finished, for what to print of it. Raises InputError, with the end of its log, when a job
-    fails; the others are then stopped as by Ctrl-C, and are resumed the next time.
+    slots: environment variables, such as the GPU to see; the first slot sets the number of threads for all. describe:
+    called with each job that has finished; returns what to print about it. Raises InputError, with the end of its log,
+    if a job fails; the others are then stopped as by Ctrl-C, and resume the next time.
     """
     jobs = with_needs(targets)
     finished = {job for job in jobs if is_finished(job)}
     waiting = [job for job in jobs if job not in finished]
     stale = sum(job.record.is_file() and not is_current(recorded(job), job.commands) for job in waiting)
-    again = f", {stale} of them again, made with other options or by another version" if stale else ""
+    again = f", {stale} of them again, because the options or the version changed" if stale else ""
     print(f"{len(jobs)} commands: {len(finished)} finished, {len(waiting)} to run{again}", flush=True)
     context, free = start_fork_server(slots[0].get(THREADS)) if waiting else None, list(slots)
-    running: dict[int, tuple[Job, BaseProcess, Mapping[str, str]]] = {}  # by what becomes ready when the process ends
+    running: dict[int, tuple[Job, BaseProcess, Mapping[str, str]]] = {}  # by sentinel, ready when the process ends
     with progress_bar(total=len(jobs), initial=len(finished), desc="commands", unit="cmd", smoothing=0) as bar:
         try:
             while waiting or running:
@@ -167,23 +167,23 @@ def next_of(waiting: Sequence[Job], finished: set[Job]) -> Job | None:
 
 
 def failure(job: Job, code: int) -> str:
-    """What went wrong with a command, by its process's exit code, which is negative when it was killed."""
+    """Say what went wrong with a command, given its process's exit code, which is negative if it was killed."""
     if code == -signal.SIGKILL:
         return f"{job.name} was killed, perhaps out of memory: try a smaller --jobs"
     log = job.log.read_text(errors="replace") if job.log.is_file() else ""
-    said = [line.strip() for line in log.splitlines() if line.strip()] or ["nothing"]
-    return f"{job.name} ended with exit code {code}: {said[-1]}; the command and all it said are in {job.log}"
+    said = [line.strip() for line in log.splitlines() if line.strip()] or ["no output"]
+    return f"{job.name} ended with exit code {code}: {said[-1]}; the command and its output are in {job.log}"
 
 
 def start_fork_server(threads: str | None) -> BaseContext:
-    """Returns: what makes processes that are forked from it, of so many threads."""
+    """Start it with this many threads. Returns: the context that forks processes from it."""
     if threads:
         os.environ[THREADS] = threads  # libraries read it when they are loaded
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOADED])
-    # Inherited by all: Ctrl-C is for the driver, which then asks its commands to save.
+    # All commands inherit this: Ctrl-C is for the driver alone, which then asks its commands to save.
     before, here = signal.signal(signal.SIGINT, signal.SIG_IGN), Path.cwd()
-    os.chdir(ROOT)  # from where it imports
+    os.chdir(ROOT)  # it imports from there
     ensure_running()
     os.chdir(here)
     signal.signal(signal.SIGINT, before)
@@ -202,25 +202,25 @@ def stop(processes: Sequence[BaseProcess]) -> None:
 
 
 def run_command(job: Job, environment: Mapping[str, str]) -> None:
-    """In a new process: run the script's `main` as `python script options` would, its output appended to the log.
+    """In a new process, run the script's `main` as `python script options` would; append its output to the log.
 
-    Exits with the script's exit code. When all went well, the record is completed and what is to be discarded removed.
+    Exits with the script's exit code. On success, completes the record and removes the files to be discarded.
     """
-    from common.image_loader import kill_workers  # with torch, which is loaded here
+    from common.image_loader import kill_workers  # imports torch, which is loaded in this process anyway
 
     started = time.monotonic()
-    gc.freeze()  # garbage collection would touch, and so copy, all the memory that is shared with the fork server
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in an orderly way, where nobody saves
+    gc.freeze()  # garbage collection would touch, and so copy, all memory shared with the fork server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an orderly exit where no trainer saves
     threading.Thread(target=end_with_driver, daemon=True).start()
     os.environ.update(environment)
     with job.log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    sys.stdout.reconfigure(line_buffering=True)  # in order with the errors
+    sys.stdout.reconfigure(line_buffering=True)  # keeps output and errors in order
     print(f"$ {job.command}")
     folder, _, script = job.script.partition("/")
     os.chdir(ROOT / folder)
-    sys.argv = [script, *shlex.split(job.options)]  # what a subset's provenance calls its command
+    sys.argv = [script, *shlex.split(job.options)]  # a subset's provenance records it as the command
     try:
         module = importlib.import_module(job.script.removesuffix(".py").replace("/", "."))
         run(partial(module.main, sys.argv[1:]))
@@ -233,12 +233,12 @@ def run_command(job: Job, environment: Mapping[str, str]) -> None:
         write_record(job, round(time.monotonic() - started, 1))
         for file in job.folder.glob(job.discarded) if job.discarded else ():
             file.unlink()
-    kill_workers()  # those that an error has left; multiprocessing waits for them on exit
+    kill_workers()  # any that an error has left: multiprocessing would wait for them on exit
     sys.exit(code)
 
 
 def end_with_driver() -> None:
-    """End this command when the driver has been killed; a finetuning saves first.
+    """End this command if the driver is killed; a finetuning saves first.
 
     A command that went on unseen would write into the folders of the next driver.
     """

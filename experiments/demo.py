@@ -2,10 +2,10 @@
 
     make demo
 
-is a column of `make table`: 2% of scikit-learn's handwritten digits, selected by ActiveFT and at random with five
-seeds, then two finetunings of each, by the published recipe and by the one for few labels, and a linear readout of its
-frozen features. It runs the documented commands, prints each, and ends with the accuracies and a picture of both
-subsets of seed 0, in experiments/output/demo. What is finished is not run again.
+runs a column of `make table`: 2% of scikit-learn's handwritten digits are selected by ActiveFT and at random with five
+seeds; on each subset follow two finetunings, by the published recipe and by the one for few labels, and a linear
+readout of the frozen features. The demo prints each documented command that it runs, and ends with the accuracies and a
+picture of both subsets of seed 0, in experiments/output/demo. Finished commands are not run again.
 """
 
 import signal

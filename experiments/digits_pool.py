@@ -32,7 +32,7 @@ def write_digits_pool(folder: Path) -> None:
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} holds something else: give a folder that is not there yet")
+        raise InputError(f"{folder} holds unrelated files: give a folder that does not exist yet")
     from sklearn.datasets import load_digits  # slow to load
     from sklearn.model_selection import train_test_split
 

@@ -3,11 +3,11 @@
     python experiments/emd_along_optimisation.py --feature_path experiments/output/digits/features/digits_train.npy \
         --percent 2 5
 
-plots, for each budget, the distance from the pool to the moving prototypes and to the images that they would take at
-that moment, against the iterations, with that of random subsets beside it: mean and standard deviation over seeds.
+plots, for each budget and along the iterations, the distance from the pool to the moving prototypes and to the images
+that they would take at that moment, beside that of random subsets: mean and standard deviation over seeds.
 
-After `make table`, 15 seconds on 2 cores; 28 images end at 0.637, random ones are at 0.762. The picture is committed as
-experiments/emd_along_optimisation.png.
+After `make table` it takes 15 seconds on 2 cores; 28 images end at 0.637, random ones are at 0.762. The picture is
+committed as experiments/emd_along_optimisation.png.
 """
 
 import argparse
@@ -47,14 +47,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_iter", default=300, type=number(int, 1))
     add("--emd_samples", default=5000, type=number(int, 1), help="pool samples that the distance is measured to")
     add("--output_dir", type=Path, default=OUTPUT / "emd")
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--device", default="auto", help="auto is the first available of cuda, mps and cpu")
     return parser.parse_args(argv)
 
 
 def distances_along(
     pool: Tensor, budget: int, seed: int, max_iter: int, sample: Tensor
 ) -> dict[str, list[tuple[int, float]]]:
-    """Per curve [(iteration, distance to the sample (m, d)), ...], at every 10th iteration and the last."""
+    """Return each curve as [(iteration, distance to the sample (m, d)), ...], at every 10th iteration and the last."""
     curves: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
 
     def observe(iteration: int, prototypes: Tensor) -> None:
@@ -68,12 +68,12 @@ def distances_along(
 
 
 def std_over_seeds(values: np.ndarray) -> np.ndarray:
-    """Sample standard deviation over the seeds, the first axis; 0 of a single one."""
+    """Return the sample standard deviation over the seeds (first axis); 0 if there is only one."""
     return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
 def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], picture: Path) -> None:
-    """results: for each budget, distances (seeds, iterations) of each curve, and (seeds,) of random subsets."""
+    """Plot the curves. results: per budget, distances (seeds, iterations) of each curve, (seeds,) of random subsets."""
     from matplotlib.figure import Figure  # slow to load
 
     from common.run_folder import save_figure
@@ -95,7 +95,7 @@ def plot(results: dict[int, dict[str, np.ndarray]], iterations: list[int], pictu
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the path of the picture."""
+    """Run the command. Returns: the path of the picture."""
     args = parse_args(argv)
     features, _ = read_features(args.feature_path)
     n = len(features)

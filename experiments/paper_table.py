@@ -9,13 +9,13 @@
         --methods random kmeans maxherding activeft --arch vit_small_patch14_dinov2.lvd142m
     python experiments/paper_table.py --dataset ADE20K                          # segmentation: mean IoU
 
-runs the documented commands, prints each, and writes into --output_dir table.md, table.json (every single accuracy
-with its commands) and accuracy.png; for CIFAR, ImageNet and ADE20K the table shows the published numbers beside the
-measured ones. --dry_run prints the commands alone. On the digits, ActiveFT's 2% should come to about 77% finetuned.
+prints and runs the documented commands, and writes into --output_dir table.md, table.json (every single accuracy with
+its commands) and accuracy.png; for CIFAR, ImageNet and ADE20K the table shows the published numbers beside the measured
+ones. --dry_run only prints the commands. On the digits, ActiveFT at 2% should reach about 77% finetuned.
 
-Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill the same command continues: what is
-finished is not run again, a finetuning is resumed from its checkpoint. What was made with other options is made again.
-Of a finished finetuning log and accuracies are kept, its checkpoints are not.
+Each command has a folder with its log. After Ctrl-C, SIGTERM or a kill, the same paper_table.py command continues:
+finished commands are not run again, and a finetuning resumes from its checkpoint. Results made with other options are
+made again. A finished finetuning keeps its log and accuracies, but not its checkpoints.
 """
 
 import argparse
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from experiments.results import Result
 
 
-# Options of main.py that are the table's own.
+# Options of main.py that the table sets itself.
 SET_BY_THE_TABLE = (
     "--resume", "--subset_ids", "--data-path", "--output_dir", "--seed", "--recipe", "--model", "--model-kwargs",
     "--data-set", "--probe", "--eval", "--auto-resume",
@@ -51,32 +51,32 @@ SET_BY_THE_TABLE = (
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Protocol]:
-    """Returns: the options, and the protocol that they make."""
+    """Returns: the options, and the protocol that they describe."""
     percent = number(float, above=0, maximum=100)
     parser = ArgumentParser("Measure the paper's table.")
     add = parser.add_argument
     add("--dataset", default="digits", choices=PROTOCOLS)
-    add("--methods", nargs="+", choices=METHODS, help="the data set's protocol says, when not given; so below")
+    add("--methods", nargs="+", choices=METHODS, help="if not given, the data set's protocol decides; likewise below")
     budgets = parser.add_mutually_exclusive_group()
     budgets.add_argument("--percents", nargs="+", type=percent, help="budgets in percent of the pool")
     budgets.add_argument("--numbers", nargs="+", type=number(int, 1), help="budgets in images, instead")
     add("--seeds", nargs="+", type=seed_number)
     add("--readouts", nargs="+", choices=READOUTS, help="finetuned: by the published recipe")
-    add("--data_path", type=Path, help="where CIFAR is downloaded to, ImageNet/ lies; with Folder, ADE20K: the folder")
+    add("--data_path", type=Path, help="folder of CIFAR (downloaded) or ImageNet/; Folder, ADE20K: the folder itself")
     add("--output_dir", type=Path)
-    add("--arch", help="any timm name, DINO's ViT-S/16 when not given; runs of main.py need its --pretrained_weights")
-    add("--pretrained_weights", dest="weights", type=Path, help="of the network; DINO's are downloaded when not given")
-    add("--model_kwargs", nargs="+", metavar="KEY=VALUE", help="of the network, as in its scripts")
-    add("--finetuning_options", default="", help='of main.py, published recipe: --finetuning_options="--epochs 300"')
-    add("--few_labels_options", default="", help="the same, added to --recipe few-labels")
-    add("--jobs", type=number(int, 1), help="commands at a time; the number of GPUs, or of cores, when not given")
+    add("--arch", help="any timm name; if not given, DINO's ViT-S/16; runs of main.py need its --pretrained_weights")
+    add("--pretrained_weights", dest="weights", type=Path, help="the network's; if not given, DINO's are downloaded")
+    add("--model_kwargs", nargs="+", metavar="KEY=VALUE", help="timm's keywords for the network, as in the scripts")
+    add("--finetuning_options", default="", help='added to the published recipe: --finetuning_options="--epochs 300"')
+    add("--few_labels_options", default="", help="likewise, added to --recipe few-labels")
+    add("--jobs", type=number(int, 1), help="commands at a time; if not given, one per GPU or per core")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
     args = parser.parse_args(argv)
     return args, protocol_of(args)
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
-    """The data set's protocol, changed as the options say. Raises InputError where they cannot be used."""
+    """Return the data set's protocol, changed as the options say. Raises InputError if they cannot be used."""
     if args.weights and not args.weights.is_file():
         raise InputError(f"--pretrained_weights {args.weights} is not there")
     protocol = PROTOCOLS[args.dataset]
@@ -96,11 +96,11 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     if args.dataset == "ADE20K":
         if classification := {"knn", "few-labels"}.intersection(changes.get("readouts", ())):
             raise InputError(
-                f"--readouts {min(classification)} is of images with one label each: for segmentation, finetuned and "
+                f"--readouts {min(classification)} needs images with one label each: for segmentation use finetuned or "
                 "linear"
             )
         if args.few_labels_options:
-            raise InputError("--few_labels_options is of images with one label each, and has no effect here")
+            raise InputError("--few_labels_options is for images with one label each, and has no effect here")
         if args.data_path:
             changes["output_dir"] = OUTPUT / scenes_name(args.data_path)
     given = {name: getattr(args, name) for name in ("data_path", "output_dir", "weights")}
@@ -132,9 +132,9 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
 
 
 def check_options(name: str, given: str, options: str, protocol: Protocol) -> None:
-    """Raises InputError now, not after features and subsets, for what the trainer's main.py would not take.
+    """Raise InputError for options that the trainer's main.py would reject: now, not after features and subsets.
 
-    options: all that come after those of the table, with the `given` ones in them.
+    options: all that follow the table's own, the `given` ones included.
     """
     ours = ArgumentParser("")
     for option in SET_BY_THE_TABLE:
@@ -144,7 +144,7 @@ def check_options(name: str, given: str, options: str, protocol: Protocol) -> No
     except ValueError as error:
         raise InputError(f"{name} {given!r} cannot be split into words: {error}") from None
     if given_too := [option for option, values in taken.items() if values is not None]:
-        raise InputError(f"{name} gives --{given_too[0].replace('_', '-')}, about which the table decides")
+        raise InputError(f"{name} gives --{given_too[0].replace('_', '-')}, which the table sets itself")
     segments = protocol.trainer == "segmenter"
     parse_options = parse_segmentation_options if segments else parse_finetuning_options
     with tempfile.TemporaryDirectory() as folder:
@@ -156,13 +156,13 @@ def check_options(name: str, given: str, options: str, protocol: Protocol) -> No
 
 
 def slots_for(protocol: Protocol, jobs: int | None) -> list[Mapping[str, str]]:
-    """The environment of each command that runs at a time: a GPU of its own, or its share of the processor cores."""
+    """Return one environment per simultaneous command: its share of the cores, and its GPU if there are any."""
     on_gpus = not protocol.device
     gpus = visible_gpus() if on_gpus else []
     cores = worker_count(os.cpu_count() or 1)
     count = jobs or len(gpus) or (1 if on_gpus else cores)
     share = max(1, cores // count)
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": more threads inside of threads
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": nested threads
     threads = {"OMP_NUM_THREADS": str(min(share, int(given)) if given.isdecimal() else share)}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
 
@@ -175,7 +175,7 @@ def visible_gpus() -> list[str]:
 
 
 def write_table(protocol: Protocol, results: list["Result"]) -> None:
-    """Print the table, and write it as text, as numbers and as a picture."""
+    """Print the table, and write it as text, numbers and a picture."""
     from experiments.plots import plot_accuracies
     from experiments.table import columns_of, markdown
 
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     with locked(make_output_dir(protocol.output_dir)):
         try:
             comparison.run(slots_for(protocol, args.jobs))
-        finally:  # a table of what there is, when it is stopped
+        finally:  # if stopped, a table of the results so far
             if results := comparison.results():
                 write_table(protocol, results)
 

@@ -15,13 +15,13 @@ from common.subset_file import read_subset_ids
 from experiments.protocols import METHODS, READOUTS, Protocol
 from experiments.significance import Column, mean_and_std
 
-NUDGE = 0.012  # between the error bars of two methods at one budget, as a share of it
+NUDGE = 0.012  # shift between the error bars of successive methods, as a share of the budget
 MARKERS = "os^vD<>PXdp"
 IMAGES_PER_ROW = 14
 
 
 def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], picture: Path) -> Path:
-    """One panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
+    """Plot one panel per readout, one line per method: mean and standard deviation over the seeds at each budget."""
     rows = 1 if len(tables) < 4 else 2
     per_row = -(-len(tables) // rows)
     figure = Figure(figsize=(5 * per_row + 1.2, 4.5 * rows), layout="constrained")
@@ -54,7 +54,7 @@ def plot_accuracies(protocol: Protocol, tables: dict[str, dict[float, Column]], 
 
 
 def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path) -> Path:
-    """One column per subset (its name and its JSON of indices): a map of the pool above, the images, by class, below.
+    """Draw one column per subset ({name: JSON of indices}): a map of the pool above, the images by class below.
 
     The map is a t-SNE of the features; its colours are the labels, which no selection has seen.
     """
@@ -83,7 +83,7 @@ def plot_subsets(feature_path: Path, subsets: Mapping[str, Path], picture: Path)
 
 
 def contact_sheet(paths: list[Path]) -> np.ndarray:
-    """The images side by side, scaled to the size of the first, with a pixel of white between them."""
+    """Tile the images, scaled to the size of the first, with one white pixel between them."""
     from torchvision.transforms.functional import to_tensor  # seconds to load
     from torchvision.utils import make_grid
 

@@ -2,7 +2,7 @@
 
 The objective is contrastive: SimCLR's NT-Xent loss between two augmented views of each image (Chen et al., "A Simple
 Framework for Contrastive Learning of Visual Representations", ICML 2020). It is not DINO's self-distillation: in a
-trial of 900 steps DINO's loss stayed at 40% (5-NN on val) while its teacher's outputs collapsed onto a few values.
+trial of 900 steps with it, 5-NN accuracy on val stayed at 40% while the teacher's outputs collapsed onto a few values.
 
 The weights in digits_vit.pth come from this run on the pool that `make demo` writes:
 
@@ -11,7 +11,7 @@ The weights in digits_vit.pth come from this run on the pool that `make demo` wr
     5-NN accuracy on val, L2-normalised [CLS] features: 97.78%
 
 It took 6 min 52 s with torch 2.15.0 and timm 1.0.31 on one of the 2 cores of an x86 server CPU (other work was running
-on the machine). Training reads no labels; the printed accuracy does. The augmentations were settled by comparing a few
+on the machine). Training reads no labels; the printed accuracy does. The augmentations were chosen by comparing a few
 short runs on this same val split, so the accuracy is a check of the features, not an unbiased estimate.
 """
 
@@ -37,7 +37,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads"
 
 def load_images(folder: Path) -> tuple[Tensor, Tensor]:
     """Return a split's images (N, 3, 32, 32) with values in 0..1 and their labels (N,)."""
-    from torchvision.datasets import ImageFolder  # a second to load, as timm is
+    from torchvision.datasets import ImageFolder  # a second to load, like timm
     from torchvision.transforms.functional import to_tensor
 
     if not folder.is_dir():
@@ -55,7 +55,7 @@ def augment(images: Tensor) -> Tensor:
     """Warp each image (B, 3, H, W) the way handwriting varies: slant, size, place, wobble and stroke weight.
 
     Rotations stay within 20 degrees and nothing is flipped, so that a 6 never turns into a 9. The warps are strong
-    because weaker ones, and ones without gamma, left the classes less compact: fewer labels went less far.
+    because weaker ones, and ones without gamma, left the classes less compact, so that few labels went less far.
     """
     count, size = len(images), images.shape[-2:]
     angle, shear = uniform(count, math.radians(20)), uniform(count, 0.2)
@@ -139,7 +139,7 @@ def standardise(vit: nn.Module, images: Tensor) -> None:
 
 @torch.no_grad()
 def knn_accuracy(vit: nn.Module, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int = 5) -> float:
-    """Plain k-nearest-neighbour accuracy (majority vote) on L2-normalised [CLS] features."""
+    """Return the plain k-nearest-neighbour accuracy (majority vote) on L2-normalised [CLS] features."""
     vit.eval()
     bank_features, query_features = (F.normalize(cls_features(vit, images), dim=1) for images, _ in (bank, queries))
     nearest = (query_features @ bank_features.T).topk(k).indices

@@ -1,14 +1,14 @@
-"""How each data set is compared, and what is published: networks, options, methods, budgets, seeds.
+"""The comparison on each data set (networks, options, methods, budgets, seeds), and the published numbers.
 
 CIFAR and ImageNet follow the published protocol. One process with --total-batch-size 512 makes the same updates as the
 published two with 256, so that each GPU can run a finetuning of its own.
 
-digits: the embedded pool and its small ViT, 50 epochs at lr 0.3 for every method and budget. Settled on random subsets
+digits: scikit-learn's digits, a small ViT, 50 epochs at lr 0.3 for every method and budget. Chosen on random subsets
 of 14, 28 and 143 images: 100 epochs at lr 0.1 take twice the time and gain 1 to 3 points at the smallest budgets.
 
 Folder: any image folder with train/<class>/* and val/<class>/* or test/<class>/*.
 
-ADE20K: segmentation, with Segmenter's recipe; also any other folder in its layout. Its linear readout is a run too.
+ADE20K, or any other folder in its layout: segmentation, with Segmenter's recipe. Its linear readout is a run too.
 """
 
 from collections.abc import Mapping
@@ -48,41 +48,41 @@ DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deits
 class Protocol:
     """The comparison on one data set; by default as published, with DINO's ViT-S/16."""
 
-    dataset: str  # of extract_feature.py
-    data_set: str  # the same of main.py
+    dataset: str  # extract_feature.py's --dataset
+    data_set: str  # main.py's --data-set
     output_dir: Path
-    percents: tuple[float, ...]  # budgets
+    percents: tuple[float, ...]  # budgets in percent of the pool
     numbers: tuple[int, ...] = ()  # budgets in images, instead
     methods: tuple[str, ...] = PAPER_METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
     readouts: tuple[str, ...] = tuple(READOUTS)
-    arch: str = "vit_small"  # the network, of extract_feature.py
-    model: str = "deit_small_patch16_224"  # the same of main.py
+    arch: str = "vit_small"  # the network, for extract_feature.py
+    model: str = "deit_small_patch16_224"  # the same network, for main.py
     model_kwargs: str = ""
-    weights: Path | None = None  # DINO's are downloaded when there is none
+    weights: Path | None = None  # None: DINO's are downloaded
     finetuning: str = PUBLISHED_FINETUNING
-    few_labels: str = "--eval_interval 50 --save-interval 50"  # beside --recipe few-labels
+    few_labels: str = "--eval_interval 50 --save-interval 50"  # options beside --recipe few-labels
     activeft: str = "ActiveFT_CIFAR.py"
     selection: Mapping[str, str] = field(default_factory=dict)  # {method: its authors' options}
     data_path: Path = ROOT / "data_selection" / "data"
-    pool_script: str = ""  # writes the pool, where it is not given
-    val_split: str = "val"  # what scores are measured on
-    device: str = ""  # an option of the scripts; where there is none, each command has a GPU, if there are any
+    pool_script: str = ""  # writes the pool, if that is not given
+    val_split: str = "val"  # scores are measured on it
+    device: str = ""  # an option of the scripts; if empty, each command gets a GPU, if there are any
     trainer: str = "deit"  # the folder of the main.py that finetunes
-    metric: str = "acc1"  # its score in summary.json
+    metric: str = "acc1"  # key of its score in summary.json
     score: str = "top-1 accuracy"  # the same in words
 
     @property
     def pool(self) -> str:
-        """What the pool is called in tables and file names: its data set, or its folder where that is the user's."""
+        """The pool's name in tables and file names: its data set's, or its folder's if that is the user's own."""
         if self.dataset == "ADE20K":
             return scenes_name(self.data_path)
         return self.data_path.resolve().name if self.dataset == "Folder" else self.dataset
 
     @property
     def published_as(self) -> str:
-        """The data set whose published numbers stand beside these, or "": not for a folder that is called like one."""
-        return "" if self.dataset == "Folder" or self.numbers else self.pool
+        """The data set whose published numbers are shown too, or "": never for a Folder, whatever its name."""
+        return self.dataset if self.pool == self.dataset and not self.numbers else ""
 
     @property
     def budgets(self) -> tuple[float, ...]:
@@ -90,7 +90,7 @@ class Protocol:
 
     @property
     def unit(self) -> str:
-        """What budgets are, by the name of the selection scripts' option."""
+        """The unit of the budgets, named like the selection scripts' option."""
         return "number" if self.numbers else "percent"
 
     def budget_option(self, budget: float) -> str:
@@ -103,12 +103,12 @@ class Protocol:
         return f"{budget:,} images" if self.numbers else f"{budget:g}%"
 
     def selection_options(self, method: str, budget: float) -> str:
-        """Its authors' for this data set, from the least budget on that they have results of."""
+        """Return its authors' options for this data set; none below the smallest budget that they have results for."""
         known = self.published_as and budget >= min(PROTOCOLS[self.dataset].percents)
         return self.selection.get(method, "") if known else ""
 
     def is_run(self, readout: str) -> bool:
-        """Whether a readout is a run of main.py, and not fitted to the feature files."""
+        """Return whether a readout is a run of main.py; others are fitted to the feature files."""
         return readout in ("finetuned", "few-labels") or self.trainer == "segmenter"
 
     def feature_file(self, split: str) -> str:
@@ -167,8 +167,8 @@ PROTOCOLS = {
     ),
 }
 
-# Published top-1 accuracies, and mean IoU of ADE20K, in %: mean and standard deviation of 3 runs, as quoted by BiLAF
-# (NeurIPS 2024), some without the latter, from the ActiveFT paper (CVPR 2023, Tables 1 and 2); DINO's ViT-S/16.
+# Published top-1 accuracies (ADE20K: mean IoU) of DINO's ViT-S/16 in %: mean and standard deviation (some without) of
+# 3 runs, as quoted by BiLAF (NeurIPS 2024) from the ActiveFT paper (CVPR 2023, Tables 1 and 2).
 PUBLISHED_COLUMNS = (
     *(("CIFAR10", percent) for percent in (0.5, 1, 2)),
     *(("CIFAR100", percent) for percent in (1, 2, 5, 10)),
@@ -189,7 +189,7 @@ PUBLISHED_ROWS = {
     "15.37±0.11 21.60±0.40 25.03±0.87",
     "bilaf": "81.0±1.2 89.2±0.6 92.5±0.4 31.8±1.6 43.5±0.8 62.8±1.2 73.7±0.5 50.8±0.4 66.2±0.2 16.54 22.03 25.71",
 }
-# Published readouts of the frozen features, on CIFAR10 at 0.5, 1, 2 and 5%, by BiLAF; without a spread.
+# Readouts of the frozen features on CIFAR10 at 0.5, 1, 2 and 5%, as published by BiLAF, without standard deviations.
 PUBLISHED_READOUTS = {
     ("linear", "random"): (85.1, 87.6, 90.1, 92.5),
     ("linear", "activeft"): (87.8, 88.7, 90.6, 92.8),
@@ -198,7 +198,7 @@ PUBLISHED_READOUTS = {
     ("knn", "activeft"): (86.8, 87.2, 88.5, 91.7),
     ("knn", "bilaf"): (85.7, 87.4, 88.7, 91.8),
 }
-# What users measured with the published code, one run each, on two GPUs where nothing else is said.
+# What users measured with the published code, in one run each, on two GPUs unless stated otherwise.
 REPORTED = {
     "CIFAR10": "ActiveFT 79.4 at 0.5% and 86.5 at 1%, Random 88.6 at 2%; on one GPU ActiveFT 59.2 at 0.5% and 78 at 2%",
     "CIFAR100": "ActiveFT 37.2 and, with another seed, about 21.5 at 2%; K-Means 40.6 and 19.0",
@@ -206,7 +206,7 @@ REPORTED = {
 
 
 def published_accuracy(dataset: str, readout: str, method: str, percent: float) -> tuple[float, float | None] | None:
-    """Mean and standard deviation (None where it is not known), or None where nothing is published."""
+    """Return mean and standard deviation (None if unknown), or None if nothing is published."""
     if readout != "finetuned":
         means = PUBLISHED_READOUTS.get((readout, method), ()) if dataset == "CIFAR10" else ()
         mean = dict(zip((0.5, 1, 2, 5), means, strict=False)).get(percent)

@@ -1,4 +1,4 @@
-"""The cells of a table: which commands lead to each accuracy, and what has come of them."""
+"""The cells of a table: the commands that lead to each score, and the results."""
 
 import os
 import shlex
@@ -34,20 +34,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell."""
+    """The result of a cell."""
 
     cell: Cell
     score: float  # top-1 accuracy or mean IoU in percent, at the end of a finetuning
-    images: int  # how many are labelled
-    seconds: float  # of the last go at the finetuning, or of the readout
+    images: int  # number of labelled images
+    seconds: float  # of the finetuning's last run (after resuming), or of the readout
     commands: tuple[str, ...]  # all that lead to it
 
 
 class Comparison:
     """All cells of a protocol and the jobs behind them.
 
-    A finetuned cell is a run of deit/main.py or segmenter/main.py, and so is a linear readout of the latter. The others
-    are fitted here, in no time, from the feature files.
+    A finetuned cell is a run of deit/main.py or segmenter/main.py; so is a linear readout for segmentation. The other
+    readouts are fitted here, in no time, from the feature files.
     """
 
     def __init__(self, protocol: Protocol):
@@ -55,9 +55,9 @@ class Comparison:
 
     @cached_property
     def jobs(self) -> dict[Cell, tuple[Job, ...]]:
-        """What each cell is made from: its finetuning, or its subset and the features of both splits.
+        """The jobs that each cell is made from: its finetuning, or the features of both splits and its subset.
 
-        Seed after seed, so that an unfinished table has some of every method.
+        They are ordered by seed, so that an unfinished table has some of every method.
         """
         protocol = self.protocol
         train, val = extraction(protocol, "train"), extraction(protocol, protocol.val_split)
@@ -78,7 +78,7 @@ class Comparison:
         return [job.command for job in with_needs(job for jobs in self.jobs.values() for job in jobs)]
 
     def run(self, slots: Sequence[Mapping[str, str]]) -> None:
-        """Do everything that is not done. Raises InputError when a command fails."""
+        """Run everything that is not finished. Raises InputError if a command fails."""
         cells_of: dict[Job, list[Cell]] = {}
         for cell, jobs in self.jobs.items():
             cells_of.setdefault(jobs[-1], []).append(cell)
@@ -91,11 +91,11 @@ class Comparison:
         run_jobs((job for jobs in self.jobs.values() for job in jobs), slots, describe)
 
     def results(self) -> list[Result]:
-        """Of all cells whose commands are finished."""
+        """Return the results of all cells whose commands are finished."""
         return [result for cell in self.jobs if (result := self.result(cell))]
 
     def result(self, cell: Cell) -> Result | None:
-        """None when a command that the cell is made from is not finished."""
+        """Return the cell's result, or None if a command that it is made from is not finished."""
         jobs = self.jobs[cell]
         if not all(is_finished(job) for job in jobs):
             return None
@@ -107,7 +107,7 @@ class Comparison:
         return Result(cell, score, summary["images"], record["seconds"], tuple(record["commands"]))
 
     def frozen_result(self, cell: Cell, train: Job, val: Job, subset: Job) -> Result:
-        """The readout of a subset, fitted once and then kept in a file."""
+        """Return the result of a subset's readout, which is fitted once and then kept in a file."""
         commands = [job.command for job in with_needs((train, val, subset))]
         kept_in = subset.folder.with_name(f"{cell.readout}.json")
         kept = read_json(kept_in, "accuracy of a readout") if kept_in.is_file() else {}
@@ -121,7 +121,7 @@ class Comparison:
 
 
 def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple[float, int]:
-    """Top-1 accuracy in percent on the val features of a readout that knows the subset's labels, and their number."""
+    """Fit a readout to the subset's labels. Returns: top-1 accuracy in % on the val features, number of labels."""
     features, labels = labelled_features(train)
     chosen = sorted(read_subset_ids(subset, len(labels)))
     fitted = fit_readout(readout, features[chosen], labels[chosen], classes=len(np.unique(labels)))
@@ -132,15 +132,15 @@ def frozen_accuracy(readout: str, train: Path, val: Path, subset: Path) -> tuple
 
 @cache
 def labelled_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) and (n,). Raises InputError when a label is missing."""
+    """Read features (n, d) and labels (n,). Raises InputError if a label is missing."""
     features, labels = read_features(path)
     if (labels < 0).any():
-        raise InputError(f"{path} has images without a label: a readout of the frozen features needs them all")
+        raise InputError(f"{path} has images without a label: a readout of the frozen features needs all labels")
     return np.array(features), labels
 
 
 def extraction(protocol: Protocol, split: str) -> Job:
-    """Stage 1; before it the pool itself, where that has to be written."""
+    """Return the job of stage 1; it needs a job that writes the pool, if the protocol has one."""
     needs = ()
     if protocol.pool_script:
         pool = protocol.output_dir / "pool"
@@ -164,7 +164,7 @@ def folder_of(protocol: Protocol, method: str, budget: float, seed: int) -> Path
 
 
 def selection(protocol: Protocol, features: Job, method: str, budget: float, seed: int) -> Job:
-    """Stage 2; the same job for all seeds where the method has none."""
+    """Return the job of stage 2, the same for all seeds if the method has none."""
     seed = 0 if method in WITHOUT_SEED else seed
     folder = folder_of(protocol, method, budget, seed) / "subset"
     script, which = ("baseline.py", f"--method {method}") if method != "activeft" else (protocol.activeft, "")
@@ -180,7 +180,7 @@ def selection(protocol: Protocol, features: Job, method: str, budget: float, see
 
 
 def finetuning(protocol: Protocol, subset: Job, readout: str, method: str, budget: float, seed: int) -> Job:
-    """Stage 3, by either recipe; of a linear readout, the run that trains no more than that."""
+    """Return the job of stage 3, by either recipe; for a linear readout, the run that trains only the readout."""
     trainer, folder = protocol.trainer, folder_of(protocol, method, budget, seed) / readout
     recipe = f"--recipe few-labels {protocol.few_labels}" if readout == "few-labels" else protocol.finetuning
     options = [
@@ -198,7 +198,7 @@ def finetuning(protocol: Protocol, subset: Job, readout: str, method: str, budge
 
 
 def typed(path: Path, start: str) -> str:
-    """A path as one types it in a folder of the project: relative inside the project, else absolute."""
+    """Return a path as typed in a folder of the project: relative if inside the project, else absolute."""
     path = path.resolve()
     return shlex.quote(os.path.relpath(path, ROOT / start) if path.is_relative_to(ROOT) else str(path))
 

@@ -1,4 +1,4 @@
-"""What the scores of a few seeds can say: mean and spread, and which differences are significant.
+"""Statistics on the scores of a few seeds: mean and spread, and which differences are significant.
 
 A column holds the scores of the methods at one budget, a table the columns of one readout. The seeds are the samples;
 all comparisons of one kind in a table are a family, corrected together by Holm's method.
@@ -21,21 +21,21 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Marks:
-    """best: the highest mean of its column, or not significantly below it. against_random: ▲ above, ▼ below, or ''."""
+    """best: has its column's highest mean or is not significantly below it. against_random: ▲ above, ▼ below, or ''."""
 
     best: bool = False
     against_random: str = ""
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """The sample standard deviation is None of a single value."""
+    """Return the mean and the sample standard deviation, which is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's t-test (unequal variances); None when one of the samples has a single value.
+    """Return the two-sided p-value of Welch's t-test (unequal variances); None if a sample has a single value.
 
-    None also where neither has any spread: seeds without effect are one sample, however many they are.
+    Also None if neither has any spread: seeds without effect count as one sample, however many there are.
     """
     (mean1, std1), (mean2, std2) = mean_and_std(first), mean_and_std(second)
     if None in (std1, std2) or std1 == std2 == 0:
@@ -44,19 +44,19 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def paired(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the paired t-test; None of a single pair, or where all differences are the same.
+    """Return the two-sided p-value of the paired t-test; None for a single pair, or if all differences are equal.
 
-    It is Welch's test against zeros: a sample without spread takes no part in the standard error and its degrees of
+    This is Welch's test against zeros: a sample without spread adds nothing to the standard error or to its degrees of
     freedom.
     """
     return welch(differences, [0.0] * len(differences))
 
 
 def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float]:
-    """p-values of one family, corrected so that all its verdicts at LEVEL hold together (Holm, 1979).
+    """Correct the p-values of one family, so that all its verdicts at LEVEL hold together (Holm, 1979).
 
-    The least of m is multiplied by m, the next by m - 1, and so on, and none becomes less than the one before it.
-    A comparison that could not be tested, None, is left out.
+    The smallest of m is multiplied by m, the next by m - 1, and so on, but none becomes less than the one before it.
+    Comparisons that could not be tested (None) are left out.
     """
     tested = sorted(((key, p) for key, p in p_values.items() if p is not None), key=lambda item: item[1])
     corrected, least = {}, 0.0
@@ -67,12 +67,12 @@ def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float]:
 
 
 def best_of(column: Column) -> str:
-    """The method with the highest mean."""
+    """Return the method with the highest mean."""
     return max(column, key=lambda method: statistics.fmean(column[method]))
 
 
 def against(table: Table, reference: Callable[[Column], str]) -> dict[tuple[float, str], float]:
-    """Corrected p-values of {(budget, method)}: each method against the reference of its column, all one family."""
+    """Compare each method with its column's reference. Returns: {(budget, method): p}, corrected as one family."""
     return holm(
         {
             (budget, method): welch(values, column[reference(column)])
@@ -84,7 +84,7 @@ def against(table: Table, reference: Callable[[Column], str]) -> dict[tuple[floa
 
 
 def marks(table: Table) -> dict[float, dict[str, Marks]]:
-    """What to mark: {budget: {method: its marks}}. What cannot be tested is marked only as the highest mean."""
+    """Return {budget: {method: its marks}}. A method that cannot be tested is only marked if its mean is highest."""
     p_best, p_random = against(table, best_of), against(table, lambda column: "random")
     marked: dict[float, dict[str, Marks]] = {}
     for budget, column in table.items():
@@ -99,23 +99,23 @@ def marks(table: Table) -> dict[float, dict[str, Marks]]:
 
 
 def directions(differences: Table) -> dict[tuple[float, str], str]:
-    """▲ or ▼ where paired differences, one per seed, are significantly above or below 0; all are one family."""
+    """Mark ▲ or ▼ if paired differences, one per seed, are significantly above or below 0; all cells are one family."""
     cells = {(budget, method): values for budget, column in differences.items() for method, values in column.items()}
     p_values = holm({key: paired(values) for key, values in cells.items()})
     return {key: direction(statistics.fmean(values), p_values.get(key)) for key, values in cells.items()}
 
 
 def direction(difference: float, p: float | None) -> str:
-    """▲ when a difference is significantly above 0, ▼ below, '' when neither can be said."""
+    """Return ▲ if a difference is significantly above 0, ▼ if below, '' if neither."""
     if p is None or p >= LEVEL:
         return ""
     return "▲" if difference > 0 else "▼"
 
 
 def mean_ranks(table: Table) -> dict[str, float | None]:
-    """The rank of each method's mean in its column, 1 the highest, averaged over the budgets; ties share their ranks.
+    """Return the rank of each method's mean in its column (1: highest), averaged over the budgets; ties share ranks.
 
-    Only methods that are there at every budget are ranked, among each other; for the others it is None.
+    Only methods with scores at every budget are ranked, among themselves; the others get None.
     """
     methods = dict.fromkeys(method for column in table.values() for method in column)
     everywhere = [method for method in methods if all(method in column for column in table.values())]

@@ -1,4 +1,4 @@
-"""The table as text: a block per readout, a row per method, a column per budget, and what can be said under it."""
+"""The table as text: a block per readout, a row per method, a column per budget; below, a legend and a verdict."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +22,11 @@ ROW_ORDER = [
     *(name for name in PUBLISHED_ROWS if name not in METHODS),
     "activeft",
 ]
-COMPARED = ("few-labels", "linear")  # the readouts that are subtracted from each other
+COMPARED = ("few-labels", "linear")  # the second of these readouts is subtracted from the first
 
 
 def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
-    """{readout: {budget: column}}, the budgets ascending."""
+    """Return {readout: {budget: column}}, the budgets ascending."""
     columns: dict[str, dict[float, Column]] = {}
     for result in sorted(results, key=lambda result: (result.cell.budget, result.cell.seed)):
         cell = result.cell
@@ -36,7 +36,7 @@ def columns_of(results: Iterable[Result]) -> dict[str, dict[float, Column]]:
 
 
 def differences_of(results: Sequence[Result], first: str, second: str) -> dict[float, Column]:
-    """{budget: {method: how much higher the first readout is than the second, of the same labels, one per seed}}."""
+    """Return {budget: {method: [first readout minus second on the same labels, one per seed]}}."""
     scores = {result.cell: result.score for result in results}
     both = []
     for result in results:
@@ -48,7 +48,7 @@ def differences_of(results: Sequence[Result], first: str, second: str) -> dict[f
 
 
 def markdown(protocol: Protocol, results: Sequence[Result]) -> str:
-    """The whole table, of a part of the protocol's cells or of all."""
+    """Return the whole table as Markdown, from all of the protocol's cells or some of them."""
     images = {result.cell.budget: result.images for result in results}
     titles = {
         budget: protocol.budget_in_words(budget) + ("" if protocol.numbers else f" ({count:,} images)")
@@ -62,12 +62,12 @@ def markdown(protocol: Protocol, results: Sequence[Result]) -> str:
     if differences := differences_of(results, *COMPARED):
         text = partial(difference_text, protocol, differences, significance.directions(differences))
         title = " minus ".join(READOUTS[readout] for readout in COMPARED)
-        blocks += [f"**{title}**, of the same labels", grid(differences, titles, text)]
+        blocks += [f"**{title}**, on the same labels", grid(differences, titles, text)]
     return "\n\n".join([*blocks, legend(protocol, [*tables], bool(differences)), *standing(protocol, tables)]) + "\n"
 
 
 def grid(columns: Iterable[float], titles: Mapping[float, str], text: Callable[[str, float], str]) -> str:
-    """A row per method that has something to show in a column."""
+    """Return one row per method that has something to show in any column."""
     columns = list(columns)
     rows = [["", *(titles[budget] for budget in columns)], ["---"] * (len(columns) + 1)]
     for method in ROW_ORDER:
@@ -93,13 +93,13 @@ def cell_text(
 def difference_text(
     protocol: Protocol, differences: Table, signs: Mapping[tuple[float, str], str], method: str, budget: float
 ) -> str:
-    """`+1.1 ± 0.4 ▲`: measured, seed by seed, and its mark."""
+    """`+1.1 ± 0.4 ▲`: the difference measured seed by seed, and its mark."""
     values = differences[budget].get(method)
     return measured(protocol, values, signs[budget, method], "+") if values else ""
 
 
 def measured(protocol: Protocol, values: Sequence[float], sign: str, plus: str = "", bold: bool = False) -> str:
-    """Mean and spread, marked, and on how many seeds they rest where that is not all of them."""
+    """Return mean and spread with their marks, and the number of seeds behind them if not all are done."""
     text, done, seeds = plus_minus(*significance.mean_and_std(values), plus), len(values), len(protocol.seeds)
     parts = [f"**{text}**" if bold else text, sign, f"[{done} of {seeds} seeds]" if done < seeds else ""]
     return " ".join(part for part in parts if part)
@@ -110,7 +110,7 @@ def plus_minus(mean: float, std: float | None, plus: str = "") -> str:
 
 
 def ranking(table: Table) -> list[str]:
-    """The methods by their mean rank, where there are several budgets and methods."""
+    """Return a line of the methods by mean rank, if there are several budgets and methods."""
     ranks = significance.mean_ranks(table)
     if len(table) < 2 or len(ranks) < 2:
         return []
@@ -120,22 +120,22 @@ def ranking(table: Table) -> list[str]:
 
 
 def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
-    """What the numbers and marks mean, as a list."""
+    """Explain the numbers and marks, in a list."""
     seeds, score = len(protocol.seeds), protocol.score
     recipes = {"finetuned": protocol.finetuning, "few-labels": f"--recipe few-labels {protocol.few_labels}"}
     used = [f"{READOUTS[readout]}: `{recipes[readout]}`" for readout in readouts if readout in recipes]
     lines = [
-        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, of selection and training alike.",
-        f"{score[0].upper()}{score[1:]} on the whole test or validation split; the end of a run counts.",
+        f"Mean ± sample standard deviation over {seeds} seed{'s' * (seeds > 1)}, for selection and training alike.",
+        f"{score[0].upper()}{score[1:]} on the whole test or validation split, at the end of a run.",
         *([f"Options of the runs. {'; '.join(used)}."] if used else []),
         "**Bold**: the highest mean of a column, and every method that is not significantly below it. "
         "▲, ▼: significantly above, below Random.",
         f"Significant: p < {LEVEL} in Welch's t-test with the seeds as samples, corrected by Holm's method. In the "
         "table of each readout, all comparisons with Random, at all budgets together, are one family, and all "
         "comparisons with the highest means of the columns another; p-values below are corrected. A method without a "
-        "seed selects the same images every time: its frozen readouts have no spread, nor have trainings that draw "
-        "nothing at random. Where neither side of a comparison has any, nothing is tested, and "
-        "nothing marked but the highest mean.",
+        "seed selects the same images every time: its frozen readouts have no spread, nor do trainings that draw "
+        "nothing at random. If neither side of a comparison has any spread, it is not tested, and "
+        "only the highest mean is marked.",
     ]
     if compared:
         lines.append(
@@ -150,7 +150,7 @@ def legend(protocol: Protocol, readouts: Sequence[str], compared: bool) -> str:
 
 
 def standing(protocol: Protocol, tables: Mapping[str, Table]) -> list[str]:
-    """In plain sentences, where another method is ahead of ActiveFT, and where it is no better than chance."""
+    """Say where another method is ahead of ActiveFT, and where ActiveFT is not significantly above Random."""
     behind, not_above, total = [], [], 0
     for readout, table in tables.items():
         p_best, marked = significance.against(table, significance.best_of), significance.marks(table)
@@ -173,7 +173,7 @@ def standing(protocol: Protocol, tables: Mapping[str, Table]) -> list[str]:
 
 
 def shortfall(column: Column, p: float | None) -> str | None:
-    """One line on a column in which another method has a higher mean than ActiveFT; p is that of the difference."""
+    """Return a line on a column where another method's mean is above ActiveFT's, else None; p: of the difference."""
     best = significance.best_of(column)
     first, ours = significance.mean_and_std(column[best])[0], significance.mean_and_std(column["activeft"])[0]
     if first <= ours:

@@ -1,1 +1,1 @@
-"""Finetuning a pretrained ViT for semantic segmentation on the chosen images."""
+"""Finetune a pretrained ViT for semantic segmentation on the chosen images."""

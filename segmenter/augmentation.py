@@ -17,7 +17,7 @@ CROP_DRAWS = 10
 
 
 def train_transform(args: argparse.Namespace) -> v2.Compose:
-    """Random scale, crop, flip and colours; then normalised, and padded to the crop with zeros and IGNORED."""
+    """Random scale, crop, flip and colours; then normalise, and pad to the crop size with zeros and IGNORED."""
     return v2.Compose([
         RandomScale(args.short_side, args.long_side, args.scale),
         RandomCropOfSeveralClasses(args.crop_size, args.max_class_share),
@@ -39,7 +39,7 @@ def to_float() -> v2.ToDtype:
 
 
 def normalize(model: str) -> v2.Normalize:
-    """With ImageNet's mean and std, or those of the network's own pretraining."""
+    """Normalise with the mean and std of the network's pretraining, or ImageNet's."""
     prepared = preprocessing(model)
     return v2.Normalize(prepared.mean, prepared.std)
 
@@ -49,7 +49,7 @@ def uniform(low: float, high: float) -> float:
 
 
 class RandomScale(v2.Transform):
-    """Resize to a random multiple of the short side, or less where the long side would be more than its own."""
+    """Resize to `short_side` or `long_side`, times a random factor, whichever makes the image smaller."""
 
     def __init__(self, short_side: int, long_side: int, scale: Sequence[float]):
         super().__init__()
@@ -61,11 +61,11 @@ class RandomScale(v2.Transform):
         return {"size": size}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, params["size"])  # bilinear; of a mask, the nearest
+        return F.resize(inpt, params["size"])  # bilinear for images, nearest for masks
 
 
 class ResizeImage(RandomScale):
-    """Resize the image, but not the mask, so that its short side fits, and its long side is not too long."""
+    """Resize the image, but not the mask, to `short_side` or `long_side`, whichever makes it smaller."""
 
     _transformed_types = (tv_tensors.Image,)
 
@@ -74,13 +74,13 @@ class ResizeImage(RandomScale):
 
 
 def fitting_size(size: Sequence[int], short_side: float, long_side: float) -> list[int]:
-    """Height and width of the same shape with this short side, or, if that is shorter, this long side."""
+    """Return height and width with the given short side, or long side if that is smaller; the shape is kept."""
     factor = min(short_side / min(size), long_side / max(size))
     return [max(1, round(side * factor)) for side in size]
 
 
 class RandomCropOfSeveralClasses(v2.Transform):
-    """A random crop, drawn again, ten times at most, while one class has more than a share of what is not ignored."""
+    """Crop at random; redraw, up to ten times, while one class exceeds `max_class_share` of the pixels not ignored."""
 
     def __init__(self, crop_size: int, max_class_share: float):
         super().__init__()
@@ -103,9 +103,9 @@ class RandomCropOfSeveralClasses(v2.Transform):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Colours of a float image: brightness ±32 of 255, contrast and saturation 0.5 to 1.5, hue ±18 of OpenCV's 180.
+    """Distort a float image: brightness ±32 of 255, contrast and saturation 0.5 to 1.5, hue ±18 of OpenCV's 180.
 
-    Each with probability p. Contrast multiplies the values, as published, before or after saturation and hue.
+    Each has probability p. Contrast multiplies the values, as published, before or after saturation and hue.
     """
 
     _transformed_types = (tv_tensors.Image,)
@@ -128,7 +128,7 @@ class PhotometricDistortion(v2.Transform):
         if "brightness" in params:
             inpt = (inpt + params["brightness"]).clamp(0, 1)
         colours = [(F.adjust_saturation, "saturation"), (F.adjust_hue, "hue")]
-        contrast = [(F.adjust_brightness, "contrast")]  # torchvision calls a multiple of all values brightness
+        contrast = [(F.adjust_brightness, "contrast")]  # to torchvision, multiplying all values is brightness
         for adjust, name in contrast + colours if params["contrast_first"] else colours + contrast:
             if name in params:
                 inpt = adjust(inpt, params[name])

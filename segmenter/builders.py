@@ -1,4 +1,4 @@
-"""From the options to the parts of a run: optimiser, schedule, loss, and the scenes in their order of training."""
+"""Build the parts of a run from the options: optimiser, schedule, loss, and the scenes in training order."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ from segmenter.recipe_options import NO_INFLUENCE, PASSES
 
 
 class EndlessShuffle(Sampler[int]):
-    """The draws of one process: all images in one random order after another, rank r having every W-th draw from r."""
+    """The draws of one process: shuffles of all images, one after another; rank r takes every W-th draw from r."""
 
     def __init__(self, n: int, draws: int, seed: int, rank: int = 0, world_size: int = 1):
         self.n, self.draws, self.seed, self.rank, self.world_size = n, draws, seed, rank, world_size
@@ -44,11 +44,11 @@ class EndlessShuffle(Sampler[int]):
             yield int(order[place])
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: the whole run is one epoch."""
+        """Do nothing: the whole run is one epoch."""
 
 
 def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[EndlessShuffle, EpochPlan]:
-    """Which of n images this process draws in the run, and how its draws become updates: one per iteration."""
+    """Return which of n images this process draws in the run, and the plan of updates: one per iteration."""
     size, rest = divmod(args.batch_size, processes.size)
     if rest:
         raise InputError(f"--batch-size {args.batch_size} is not a multiple of {processes.size} processes")
@@ -60,7 +60,7 @@ def build_plan(args: argparse.Namespace, n: int, processes: Processes) -> tuple[
 def build_state(
     args: argparse.Namespace, model: PixelClassifier, iterations: int, amp_dtype: torch.dtype | None
 ) -> TrainingState:
-    """Optimiser and schedule around a model that has its starting weights and is on its device.
+    """Build optimiser and schedule for a model that has its starting weights and is on its device.
 
     The schedule is polynomial, per iteration: lr = min_lr + (lr - min_lr) (1 - iteration / iterations)^power.
     """
@@ -85,7 +85,7 @@ def build_state(
 def describe_run(
     args: argparse.Namespace, train: Scenes, val: Scenes, iterations: int, weights: str | None
 ) -> dict[str, Any]:
-    """What the numbers of a run depend on: a checkpoint is resumed only if all of it is unchanged."""
+    """Describe everything that a run's results depend on; a checkpoint is resumed only if all of it is unchanged."""
     options = {name: value for name, value in vars(args).items() if name not in NO_INFLUENCE}
     known = {} if weights is None else {"weights": weights}
     images = {"train_images": train.listing, "val_images": val.listing}
@@ -93,9 +93,9 @@ def describe_run(
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, processes: Processes) -> Tensor:
-    """Cross entropy of logits (b, c, h, w) and classes (b, h, w), the mean over all pixels that are not IGNORED.
+    """Return cross entropy of logits (b, c, h, w) and classes (b, h, w), averaged over all pixels not IGNORED.
 
-    With several processes it is the mean over the pixels of all, once their losses are averaged. No labelled pixel: 0.
+    With several processes, averaging their losses gives the mean over all their pixels. No labelled pixel: 0.
     """
     counted = (targets != IGNORED).sum().float()
     processes.sum(counted)
@@ -111,6 +111,6 @@ def build_train_loader(
 
 
 def build_eval_loader(args: argparse.Namespace, val: Scenes, processes: Processes) -> ImageLoader:
-    """This process's share of the validation scenes, one at a time."""
+    """Load this process's share of the validation scenes, one at a time."""
     batches = [[index] for index in range(processes.rank, len(val), processes.size)]
     return ImageLoader(val, batches, 1, args.num_workers, processes.device.type == "cuda")

@@ -1,4 +1,4 @@
-"""The scenes to train on and to evaluate on, all checked before the work begins."""
+"""The training and evaluation scenes, all checked before the work begins."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 
 class Scenes(Dataset):
-    """Images (3, h, w), bytes, with the class of every pixel (h, w), int16; together through the transform."""
+    """Images (3, h, w), bytes, with the class of every pixel (h, w), int16; the transform takes both together."""
 
     def __init__(self, paths: Sequence[Path], labels: MaskLabels, transform: Transform | None = None):
         self.paths, self.labels, self.transform = list(paths), labels, transform
@@ -37,7 +37,7 @@ class Scenes(Dataset):
 
     @property
     def listing(self) -> str:
-        """Which images these are, in words that are compared when a run is resumed."""
+        """A description of the images, compared when a run is resumed."""
         names = (os.fsencode(path.name) for path in self.paths)
         return f"{len(self)} images, checksum {checksum(names)}"
 
@@ -49,9 +49,9 @@ class Scenes(Dataset):
 
 
 def build_datasets(args: argparse.Namespace, processes: Processes) -> tuple[Scenes, Scenes]:
-    """The chosen images of the training split, or all; and the whole validation split, resized, masks as they are.
+    """Return the chosen images of the training split, or all; and the whole validation split, with only images resized.
 
-    Raises InputError for anything that is missing or does not fit, in any image or mask that will be used.
+    Raises InputError if anything is missing or does not fit, in any image or mask that will be used.
     """
     root = Path(args.data_path)
     images, val_images = (
@@ -80,7 +80,7 @@ def build_datasets(args: argparse.Namespace, processes: Processes) -> tuple[Scen
 
 
 def check_stems(images: Sequence[Path]) -> None:
-    """Raises InputError for two images of one stem, and for a mask that belongs to no image."""
+    """Raise InputError if two images share a stem, or a mask belongs to no image."""
     by_stem: dict[str, Path] = {}
     for image in images:
         if image.stem in by_stem:
@@ -93,17 +93,17 @@ def check_stems(images: Sequence[Path]) -> None:
 
 
 def count_pixels(scenes: Scenes, threads: int, processes: Processes) -> list[int]:
-    """The labelled pixels of each class, from all images and masks, each of which is checked on the way.
+    """Count the labelled pixels of each class, and check every image and mask on the way.
 
-    Each process looks at its share, and all raise what one finds.
-    Raises: InputError, naming the file, for an image or mask that cannot be used; and where nothing is labelled.
+    Each process reads its share; if one finds a fault, all raise it.
+    Raises: InputError, naming the file, if an image or mask cannot be used; also if no pixel is labelled.
     """
 
     def count(path: Path) -> np.ndarray:
         image, mask = open_rgb(path), scenes.labels.read(mask_of(path))
         if image.size != mask.shape[::-1]:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {path} {image.width}x{image.height}"
-            raise InputError(f"mask {mask_of(path)} has {sizes}: they must be of one size")
+            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, but its image {path} {image.width}x{image.height}"
+            raise InputError(f"mask {mask_of(path)} has {sizes}: both must have the same size")
         return scenes.labels.count(mask)
 
     def count_share() -> np.ndarray:
@@ -117,5 +117,5 @@ def count_pixels(scenes: Scenes, threads: int, processes: Processes) -> list[int
     processes.sum(pixels)
     if not pixels.any():
         masks = mask_of(scenes.paths[0]).parent
-        raise InputError(f"no pixel of the {len(scenes)} masks used of {masks} is labelled: all are ignored")
+        raise InputError(f"no pixel in the {len(scenes)} masks used from {masks} is labelled: all are ignored")
     return pixels.tolist()

@@ -1,4 +1,4 @@
-"""Segmenter's evaluation: a sliding window over each image, one confusion matrix over all, pictures of predictions."""
+"""Segmenter's evaluation: a sliding window over each image, one confusion matrix for all; pictures of predictions."""
 
 import colorsys
 from collections.abc import Callable, Iterable
@@ -23,19 +23,19 @@ from common.scenes import IGNORED, MaskLabels
 from segmenter.datasets import Scenes
 
 GOLDEN_RATIO = 0.618034
-STRENGTH = 0.6  # of the colours over the image
-ROWS = 4  # of scenes in a picture
+STRENGTH = 0.6  # weight of the colours over the image
+ROWS = 4  # scenes per picture
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side: every `stride` pixels, the last one moved inside. At least one."""
+    """Return where windows start along a side: every `stride` pixels, the last moved inside. There is at least one."""
     last = max(0, length - window)
     return [*range(0, last, stride), last]
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a whole image is predicted: windows of `size` pixels per side, `stride` apart, `batch_size` in one pass."""
+    """Prediction of whole images: windows of `size` pixels per side, `stride` apart, `batch_size` in one pass."""
 
     size: int
     stride: int
@@ -43,7 +43,7 @@ class SlidingWindow:
     amp_dtype: torch.dtype | None = None
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Of an image (3, h, w), on the model's device: (c, h, w), the mean of all windows that cover a pixel."""
+        """Image (3, h, w), on the model's device -> logits (c, h, w), the mean of all windows that cover a pixel."""
         height, width = image.shape[-2:]
         corners = [
             (slice(top, top + self.size), slice(left, left + self.size))
@@ -63,22 +63,22 @@ class SlidingWindow:
         return total / count
 
     def predict(self, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """The class of every pixel of the original, whose size it is (size): logits are interpolated to it."""
+        """Return the class of every pixel at the original `size`, to which the logits are interpolated."""
         return F.interpolate(self.logits(model, image)[None], size=size, mode="bilinear")[0].argmax(dim=0)
 
 
 def count_pairs(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """confusion (c, c): pixels of each true (row) and predicted (column) class; IGNORED ones count for nothing."""
+    """Count the pixels of each true (row) and predicted (column) class, (c, c); IGNORED ones are left out."""
     known = truth != IGNORED
     pairs = truth[known].long() * classes + predicted[known]
     return pairs.bincount(minlength=classes**2).reshape(classes, classes)
 
 
 def metrics(confusion: Tensor) -> dict[str, Any]:
-    """Mean intersection over union, pixel accuracy, mean class accuracy, and each class's IoU, in percent.
+    """Return mean intersection over union, pixel accuracy, mean class accuracy, and each class's IoU, in percent.
 
-    A class that is neither in the truth nor predicted has no IoU (None); means are over those that have one. All are
-    None where no pixel is labelled.
+    The IoU of a class that is neither in the truth nor predicted is None; means are over the defined values. All are
+    None if no pixel is labelled.
     """
     confusion = confusion.double()
     hits, true, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
@@ -96,9 +96,9 @@ def evaluate(
     processes: Processes,
     window: SlidingWindow,
 ) -> dict[str, Any]:
-    """The metrics over the scenes of all processes.
+    """Return the metrics over the scenes of all processes.
 
-    batches: this process's scenes, one each: an image (1, 3, h, w), resized, and its mask (1, H, W) in its own size.
+    batches: this process's scenes, one each: a resized image (1, 3, h, w) and its mask (1, H, W) in original size.
     """
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=processes.device)
@@ -110,14 +110,14 @@ def evaluate(
 
 
 def palette(classes: int) -> np.ndarray:
-    """A colour for each class (c, 3), bytes: hues that stay far apart however many there are."""
+    """Return a colour for each class (c, 3), bytes: hues that stay far apart however many classes there are."""
     shades = [(1.0, 0.95), (0.6, 0.95), (1.0, 0.6)]
     colours = [colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1, *shades[index % 3]) for index in range(classes)]
     return np.round(255 * np.array(colours)).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3), bytes, with each pixel tinted in the colour of its class; IGNORED ones stay."""
+    """Tint each pixel of the image (h, w, 3), bytes, in the colour of its class; IGNORED ones stay as they are."""
     tinted = (1 - STRENGTH) * image + STRENGTH * colours[mask]
     return np.where((mask == IGNORED)[..., None], image, tinted).astype(np.uint8)
 
@@ -126,7 +126,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndar
 def plot_predictions(
     model: nn.Module, window: SlidingWindow, scenes: Scenes, device: torch.device, picture: Path
 ) -> None:
-    """A few scenes, a row each: the image, its true and its predicted classes, and a legend of those that are seen."""
+    """Plot a few scenes, one per row: image, true and predicted classes; with a legend of the classes that occur."""
     from matplotlib.figure import Figure  # slow to load
     from matplotlib.patches import Patch
 
@@ -153,7 +153,7 @@ def plot_predictions(
     patches = [Patch(color=colours[index] / 255, label=scenes.labels.classes[index]) for index in named]
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a name is no formula
+        text.set_parse_math(False)  # a name is not a formula
     save_figure(figure, picture)
 
 
@@ -166,9 +166,9 @@ def write_labels(
     labels: MaskLabels,
     folder: Path,
 ) -> list[str]:
-    """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted with them.
+    """Write <folder>/labels/<name>.png for each image, and <folder>/overlays/<name>.png, the image tinted by label.
 
-    Returns: why images cannot be used, of those that have no labels therefore.
+    Returns: for each image that cannot be used, and so gets no labels, the reason.
     """
     device, colours = next(model.parameters()).device, palette(len(labels.classes))
     by_label = np.concatenate([np.zeros((int(labels.reduce_zero_label), 3), np.uint8), colours]).tobytes()
@@ -182,7 +182,7 @@ def write_labels(
         pixels = resize(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
         classes = window.predict(model, pixels.to(device), image.shape[:2]).cpu().numpy()
         mask = Image.fromarray(labels.values(classes))
-        if mask.mode == "L":  # 8 bits: with a palette, so that viewers show the colours
+        if mask.mode == "L":  # 8 bits: add a palette, so that viewers show colours
             mask.putpalette(by_label)
         for kind, picture in (("labels", mask), ("overlays", Image.fromarray(overlay(image, classes, colours)))):
             with atomic_file(folder / kind / f"{Path(path).stem}.png") as temporary:

@@ -1,4 +1,4 @@
-"""A run of the finetuning: data and model, then iterations until the end, and what is written of them."""
+"""A finetuning run: build data and model, iterate to the end, write the results."""
 
 import argparse
 from pathlib import Path
@@ -17,9 +17,9 @@ from segmenter.evaluation import SlidingWindow, evaluate, plot_predictions
 
 
 def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
-    """Train and evaluate as the options say. Returns what summary.json holds."""
+    """Train and evaluate as the options say. Return the content of summary.json."""
     if args.probe and processes.size > 1:
-        raise InputError(f"--probe {args.probe} is for one process, not {processes.size}: batch norm sees all images")
+        raise InputError(f"--probe {args.probe} needs one process, not {processes.size}: batch norm sees all images")
     seed_everything(args.seed)
     train, val = build_datasets(args, processes)
     classes = train.labels.classes
@@ -48,8 +48,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     state.lr_scheduler.step_update(state.update)
     loss = lambda model, images, targets: builders.pixel_loss(model(images), targets, processes)  # noqa: E731
     recipe = Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype, args.output_dir)
-    n_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    processes.report(f"{args.model}, {args.decoder}: {n_parameters:,} parameters to train, {len(classes)} classes")
+    processes.report(
+        f"{args.model}, {args.decoder}: {state.n_parameters:,} parameters to train, {len(classes)} classes"
+    )
     processes.report(
         f"recipe: {iterations} iterations of {args.batch_size} crops of {args.crop_size} pixels at lr {args.lr:g}, "
         f"{iterations * args.batch_size / len(train):.0f} passes over {len(train)} images"
@@ -80,7 +81,9 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
             if entry or state.update % args.log_interval == 0:
                 trained = {"train_lr": lr, "train_loss": sum(state.losses) / len(state.losses)}
                 state.losses.clear()
-                folder.append_to_log({**trained, **entry, "iteration": state.update, "n_parameters": n_parameters})
+                folder.append_to_log(
+                    {**trained, **entry, "iteration": state.update, "n_parameters": state.n_parameters}
+                )
             folder.save(best=improved, last=finished or state.update % args.save_interval == 0)
             if stopping and not finished:
                 folder.stop(f"after iteration {state.update}")

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 main.py --data-path ../data_selection/data/ADEChallengeData2016 \
         --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth --output_dir OUT
 
-One process makes the same updates. With --probe linear the backbone is frozen, and only batch norm and a linear layer
+A single process makes the same updates. With --probe linear the backbone is frozen; only batch norm and a linear layer
 are trained. Writes checkpoint.pth, best_checkpoint.pth, log.txt (one JSON object every 100 iterations), summary.json,
 curves.png and predictions.png into OUT.
 """
@@ -20,7 +20,7 @@ from segmenter.recipe_options import parse_args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Returns: last and best results, as in summary.json."""
+    """Return the last and best results, as in summary.json."""
     args = parse_args(argv)
     check_given(args.subset_ids, "--subset_ids")
     check_given([args.resume], "checkpoint")

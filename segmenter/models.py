@@ -1,6 +1,6 @@
 """A pretrained ViT that labels every pixel: timm's encoder, one of three decoders of its patch tokens, the weights.
 
-Segmenter (Strudel et al., ICCV 2021) with its linear decoder or its mask transformer, or, on a frozen encoder, the
+The decoders are Segmenter's (Strudel et al., ICCV 2021), linear or mask transformer, and, for a frozen encoder, the
 light readout of DINOv2's evaluation: batch norm and one linear layer.
 """
 
@@ -30,7 +30,7 @@ VIT_MODULES = ("vision_transformer", "deit", "eva")
 class PixelClassifier(nn.Module):
     """An encoder, a decoder of its patch tokens, and bilinear interpolation to the size of the image.
 
-    Images whose sides are no multiple of the patch are padded with zeros on the right and at the bottom. Class and
+    Images are padded with zeros on the right and at the bottom to a multiple of the patch size. Class and
     register tokens are dropped after the encoder's final norm. A frozen encoder stays in evaluation mode.
     """
 
@@ -111,7 +111,7 @@ class BatchNormLinear(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Segmenter's: weights from a truncated normal of std 0.02, no bias."""
+    """Initialise a linear layer as Segmenter does: weights from a truncated normal of std 0.02, bias zero."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -119,7 +119,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
-    """With fresh weights."""
+    """Build the model with fresh weights."""
     frozen = args.probe is not None
     encoder = build_encoder(args.model, args.model_kwargs, args.crop_size, 0.0 if frozen else args.drop_path)
     d = encoder.embed_dim
@@ -133,9 +133,9 @@ def build_model(args: argparse.Namespace, classes: int) -> PixelClassifier:
 def load_weights(
     args: argparse.Namespace, model: PixelClassifier, classes: Sequence[str]
 ) -> tuple[str | None, tuple[dict[str, Any], str] | None]:
-    """Load --resume into the encoder, or with --eval into the model, whose classes have these names.
+    """Load --resume into the encoder, or with --eval into the whole model. classes: the names of the model's classes.
 
-    Returns: the checksum of the pretrained weights, and where --resume is a run's own checkpoint, that and its source.
+    Returns: the checksum of the pretrained weights; and, if --resume is a run's own checkpoint, that and its source.
     """
     if not args.resume:
         return "none", None
@@ -152,21 +152,21 @@ def load_weights(
     checkpoint = fetch_checkpoint(args.resume)
     if is_own_checkpoint(checkpoint) and "decoder" in checkpoint["run"]:
         return checkpoint["run"].get("weights"), (checkpoint, args.resume)
-    weights = network_weights(checkpoint, args.resume)  # also those that deit/main.py has finetuned
+    weights = network_weights(checkpoint, args.resume)  # also of a checkpoint of deit/main.py
     load_pretrained(model.encoder, weights, args.resume)
     return weights_checksum(weights), None
 
 
 def build_encoder(name: str, model_kwargs: dict[str, Any], crop_size: int, drop_path: float = 0.0) -> nn.Module:
-    """timm's ViT with fresh weights and position embeddings for crops of this size; it takes images of any size.
+    """Build timm's ViT with fresh weights and position embeddings for crops of this size; it takes any image size.
 
-    Raises: InputError for a network that is no ViT.
+    Raises: InputError if the network is not a ViT.
     """
     if timm.is_model(name) and not is_model_in_modules(name, VIT_MODULES):
-        raise InputError(f"--model {name} is no ViT of timm: segmentation needs a token for every patch")
+        raise InputError(f"--model {name} is not a ViT of timm: segmentation needs a token for every patch")
     config = get_pretrained_cfg(name, allow_unregistered=True)
     own_size = model_kwargs.get("img_size", config.input_size[-1] if config else crop_size)
-    # Built at its own size, which tells the patch size, then resampled to the crops.
+    # Build it at its own size to learn the patch size, then resample its position embeddings to the crops.
     encoder = create_network(name, 0, own_size, {**model_kwargs, "dynamic_img_size": True}, drop_path_rate=drop_path)
     side = math.ceil(crop_size / patch_of(encoder)) * patch_of(encoder)
     encoder.set_input_size(img_size=(side, side))
@@ -174,5 +174,5 @@ def build_encoder(name: str, model_kwargs: dict[str, Any], crop_size: int, drop_
 
 
 def patch_of(encoder: nn.Module) -> int:
-    """Side of a patch in pixels."""
+    """Return the side of a patch in pixels."""
     return encoder.patch_embed.patch_size[0]

@@ -2,8 +2,8 @@
 
     python predict.py --checkpoint OUT/checkpoint.pth --data_path photos --output masks
 
-writes masks/labels/<name>.png, with the labels of the annotations that the model was trained on (8 bits, with a palette
-so that viewers show colours), and masks/overlays/<name>.png, the images tinted with them.
+writes masks/labels/<name>.png, with labels as in the annotations that the model was trained on (8 bits, with a palette
+so that viewers show colours), and masks/overlays/<name>.png, the images tinted by label.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_path", required=True, help="a folder of images")
     add("--output", required=True, help="folder to write into")
     add("--batch-size", default=8, type=number(int, 1), help="windows in one pass")
-    add("--device", default="auto", help="auto is cuda, then mps, then cpu")
+    add("--device", default="auto", help="auto is the first available of cuda, mps and cpu")
     add("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"], help="auto: fp16 on CUDA, else off")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the folder that was written into."""
+    """Return the output folder."""
     args = parse_args(argv)
     check_given([args.checkpoint], "checkpoint")
     check_folder(args.data_path)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> Path:
     for name in ("labels", "overlays"):
         make_output_dir(output / name)
     unreadable = write_labels(model.to(device), window, images, eval_transform(recipe), labels, output)
-    names = dict(enumerate(labels.classes, start=int(labels.reduce_zero_label)))  # what the labels in the files mean
+    names = dict(enumerate(labels.classes, start=int(labels.reduce_zero_label)))  # meaning of the labels in the files
     write_json(output / "classes.json", names, indent=1)
     written = len(images) - len(unreadable)
     if not written:

@@ -1,4 +1,4 @@
-"""Every option of finetuning for segmentation, with the published defaults: Segmenter's recipe, and the light one."""
+"""Every option of finetuning for segmentation, with the published defaults: Segmenter's recipe and DINOv2's probe."""
 
 import argparse
 
@@ -23,7 +23,7 @@ PROBE_DEFAULTS = {
     "min_lr": 0.0,
     "warmup": 0.0375,
 }
-# Options that change no result, and those whose meaning is described otherwise (builders.describe_run).
+# Options that change no result, and those that builders.describe_run describes in another form.
 NO_INFLUENCE = (
     "auto_resume", "device", "dist_url", "eval", "eval_interval", "log_interval", "num_workers", "output_dir",
     "save_interval", "class_names", "data_path", "num_classes", "resume", "subset_ids",
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = group.add_argument
     add("--batch-size", default=8, type=natural, help="images per iteration, over all processes")
     add("--iterations", type=natural, help=f"updates; default: {PASSES} passes over the chosen images")
-    add("--eval", action="store_true", help="evaluate the checkpoint of --resume only")
+    add("--eval", action="store_true", help="only evaluate the checkpoint of --resume")
     add("--probe", choices=["linear"], help="freeze the backbone: batch norm and one linear layer, trained with AdamW")
     add("--log-interval", default=100, type=natural, help="iterations between lines of log.txt")
     add("--eval_interval", default=4000, type=natural, help="iterations between evaluations; the last is evaluated")
@@ -53,29 +53,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_kwargs_option(group)
     add("--decoder", default="mask_transformer", choices=["mask_transformer", "linear"])
     add("--drop-path", default=0.1, type=rate, help="stochastic depth rate of the encoder's last block")
-    add("--dropout", default=0.1, type=rate, help="in the mask transformer")
+    add("--dropout", default=0.1, type=rate, help="dropout rate in the mask transformer")
 
     group = parser.add_argument_group("optimiser and schedule")
     add = group.add_argument
-    add("--opt", default="sgd", type=str.lower, help="any timm optimiser; sgd is with Nesterov momentum [adamw]")
+    add("--opt", default="sgd", type=str.lower, help="any timm optimiser; sgd uses Nesterov momentum [adamw]")
     add("--momentum", default=0.9, type=share)
     add("--weight-decay", default=0.0, type=not_negative, help="[0.0001]")
     add("--clip-grad", type=positive, metavar="NORM", help="default: no clipping")
     add("--lr", default=1e-3, type=positive)
     add("--min-lr", default=1e-5, type=not_negative, help="[0]")
-    add("--power", default=0.9, type=positive, help="of the polynomial schedule [1]")
+    add("--power", default=0.9, type=positive, help="exponent of the polynomial schedule [1]")
     add("--warmup", default=0.0, type=rate, help="share of the iterations with a linear warm-up [0.0375]")
 
     group = parser.add_argument_group("augmentation and evaluation")
     add = group.add_argument
     add("--crop-size", default=512, type=natural, help="side of the crops, and of the window in evaluation")
     add("--short-side", type=natural, help="pixels that images are resized to; default: --crop-size")
-    add("--long-side", type=natural, help="the most that the long side then has; default: 4 x --short-side")
-    add("--scale", default=[0.5, 2.0], type=positive, nargs=2, metavar=("MIN", "MAX"), help="random, of the sides")
-    add("--max-class-share", default=0.75, type=share, help="of a crop; it is drawn again, 10 times, while it has more")
+    add("--long-side", type=natural, help="limit of the long side; default: 4 x --short-side")
+    add("--scale", default=[0.5, 2.0], type=positive, nargs=2, metavar=("MIN", "MAX"), help="random factor of the size")
+    add("--max-class-share", default=0.75, type=share, help="of a crop; with more, it is drawn again, up to 10 times")
     add("--flip", default=0.5, type=share, help="probability of a horizontal flip")
     add("--photometric", default=0.5, type=share, help="probability of each colour distortion")
-    add("--stride", type=natural, help="of the evaluation's window; default: 15/16 of --crop-size, 480 of 512")
+    add("--stride", type=natural, help="step of the evaluation window; default: 15/16 of --crop-size, 480 of 512")
 
     group = parser.add_argument_group("data")
     add = group.add_argument
@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_mask_options(group)
     add("--subset_ids", default=[], nargs="+", metavar="JSON", help="chosen indices; several files are joined")
 
-    given = parser.parse_known_args(argv)[0]  # by which some defaults go
+    given = parser.parse_known_args(argv)[0]  # some defaults depend on these
     short_side = given.short_side or given.crop_size
     parser.set_defaults(
         short_side=short_side,
@@ -97,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_together(args: argparse.Namespace) -> None:
-    """What no single option can know. Raises InputError."""
+    """Check options against each other. Raises InputError."""
     if args.probe and args.decoder != PROBE_DEFAULTS["decoder"]:
         raise InputError(f"--probe {args.probe} has a decoder of its own: leave out --decoder {args.decoder}")
     check_optimizer(args.opt)

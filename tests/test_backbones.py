@@ -242,7 +242,7 @@ def test_without_a_network_a_model_of_the_hub_is_one_line(no_network):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "vit_small_patch14_dinov2.lvd142"}, "timm has no .*, but vit_small_patch14_dinov2.lvd142m"),
+        ({"arch": "vit_small_patch14_dinov2.lvd142"}, "timm has no .*; it has vit_small_patch14_dinov2.lvd142m"),
         ({"arch": "vit_small_patch14_dinov3"}, "is not known to timm; close to it: .*vit_small_patch16_dinov3"),
         ({"arch": "vit_small_patch14_dinov2", "input_size": 225}, "14x14 patches of .* do not divide .* 225: try 224"),
         (
@@ -250,11 +250,23 @@ def test_without_a_network_a_model_of_the_hub_is_one_line(no_network):
             "patches .* do not divide an input size of 40",
         ),
         (
+            {"arch": "vit_tiny_patch16_224", "model_kwargs": {"patch_size": (16, 16)}},
+            r"patch_size=\(16, 16\) in --model-kwargs is not one whole number",
+        ),
+        (
+            {"arch": "vit_tiny_patch16_224", "model_kwargs": {"patch_size": 0}},
+            "patch_size=0 .* is not one whole number",
+        ),
+        ({"arch": "vit_tiny_patch16_224", "model_kwargs": {"img_size": "x"}}, "img_size=x .* is not one whole number"),
+        (
             {"arch": "vit_small_patch16_18x2_224"},
             "timm has no weights for vit_small_patch16_18x2_224: give --pretrained",
         ),
         ({"arch": "xcit_small_12_p16", "n_last_blocks": 2}, "need a ViT with a class token"),
-        ({"arch": "hf-hub:someone/their/vit"}, "'someone/their/vit' is no name of a model on the Hugging Face hub"),
+        (
+            {"arch": "hf-hub:someone/their/vit"},
+            "'someone/their/vit' is not the name of a model on the Hugging Face hub",
+        ),
     ],
 )
 def test_an_unusable_backbone_is_one_line_before_the_work(options, message, no_network):

@@ -142,7 +142,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, suffix):
     path = tmp_path / f"c{suffix}"
     (torch.save if suffix == ".pth" else safetensors.torch.save_file)(WEIGHTS, path)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(InputError, match=f"c{suffix} is truncated or no checkpoint"):
+    with pytest.raises(InputError, match=f"c{suffix} is truncated or not a checkpoint"):
         read_checkpoint(path)
 
 
@@ -165,13 +165,13 @@ def test_a_checkpoint_is_known_by_its_content_not_by_its_name(suffix, tmp_path):
 def test_what_is_no_checkpoint_is_called_what_it_is(suffix, content, kind, tmp_path):
     path = tmp_path / f"c{suffix}"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"c{suffix} is .*no checkpoint: {kind}"):
+    with pytest.raises(InputError, match=rf"c{suffix} is .*not a checkpoint: {kind}"):
         read_checkpoint(path)
 
 
 def test_an_empty_or_missing_checkpoint_is_named(tmp_path):
     (tmp_path / "empty.pth").touch()
-    with pytest.raises(InputError, match=r"empty\.pth is truncated or no checkpoint"):
+    with pytest.raises(InputError, match=r"empty\.pth is truncated or not a checkpoint"):
         read_checkpoint(tmp_path / "empty.pth")
     with pytest.raises(InputError, match=r"gone\.pth is not there"):
         read_checkpoint(tmp_path / "gone.pth")

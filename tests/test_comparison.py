@@ -225,6 +225,8 @@ def test_ade20k_is_finetuned_and_probed_by_the_segmenter():
 
 
 def test_a_folder_in_ade20ks_layout_has_a_table_of_its_own_name_without_published_numbers():
+    _, protocol = parse_args(["--dataset", "ADE20K", "--data_path", "/pools/CIFAR10"])
+    assert not protocol.published_as
     _, protocol = parse_args(["--dataset", "ADE20K", "--data_path", "/pools/streets"])
     assert protocol.pool == "streets" and protocol.output_dir.name == "streets"
     assert protocol.feature_file("train") == "streets_train.npy"
@@ -234,7 +236,7 @@ def test_a_folder_in_ade20ks_layout_has_a_table_of_its_own_name_without_publishe
 def test_options_that_the_segmenter_does_not_take_are_refused_at_once():
     with pytest.raises(InputError, match="unrecognized arguments: --epochs 3"):
         parse_args(["--dataset", "ADE20K", "--finetuning_options=--epochs 3"])
-    with pytest.raises(InputError, match="--readouts knn is of images with one label each"):
+    with pytest.raises(InputError, match="--readouts knn needs images with one label each"):
         parse_args(["--dataset", "ADE20K", "--readouts", "knn"])
 
 
@@ -338,14 +340,14 @@ def test_imagenet_is_chosen_from_by_its_own_script():
         (["--pretrained_weights", "missing.pth"], "--pretrained_weights missing.pth is not there"),
         (["--arch", "vit_base_patch16_224"], "--arch vit_base_patch16_224 needs --pretrained_weights"),
         (["--arch", "vit_base_patch16_224", "--readouts", "few-labels"], "main.py downloads none"),
-        (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels is of images with one label each"),
-        (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is of images with one label"),
+        (["--dataset", "ADE20K", "--readouts", "few-labels"], "--readouts few-labels needs images with one label each"),
+        (["--dataset", "ADE20K", "--few_labels_options=--lr 1"], "--few_labels_options is for images with one label"),
         (["--few_labels_options=--mixup 0.2"], "--unlabelled 4000 has soft labels, and --mixup"),
-        (["--finetuning_options=--eval"], "--finetuning_options gives --eval, about which the table decides"),
-        (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, about which the table decides"),
+        (["--finetuning_options=--eval"], "--finetuning_options gives --eval, which the table sets itself"),
+        (["--finetuning_options=--seed 7"], "--finetuning_options gives --seed, which the table sets itself"),
         (
             ["--finetuning_options=--output_dir X"],
-            "--finetuning_options gives --output-dir, about which the table decides",
+            "--finetuning_options gives --output-dir, which the table sets itself",
         ),
         (
             ["--dataset", "ADE20K", "--readouts", "linear", "--finetuning_options=--decoder linear"],
@@ -417,7 +419,7 @@ def test_an_unfinished_folder_is_kept_for_the_same_command_and_cleared_for_anoth
 def test_files_of_something_else_are_not_removed(tmp_path):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds files of something else: remove it, or give another --output_dir"):
+    with pytest.raises(InputError, match="holds unrelated files: remove it, or give another --output_dir"):
         prepare(job(tmp_path / "first"))
 
 
@@ -513,7 +515,7 @@ def test_what_had_other_options_is_run_again_and_nothing_else(finished_table, ti
         record.write_text(record.read_text().replace(str(finished_table), str(out)))
     main([*tiny_options, "--output_dir", str(out), "--finetuning_options=--epochs 2"])
     assert (
-        "7 commands: 5 finished, 2 to run, 2 of them again, made with other options or by another version"
+        "7 commands: 5 finished, 2 to run, 2 of them again, because the options or the version changed"
         in capsys.readouterr().out
     )
     for method in ("random", "activeft"):

@@ -78,7 +78,7 @@ def test_inaturalist_splits_by_its_annotations_and_labels_by_the_category_asked_
         (["--epochs", "0"], "0 must be at least 1"),
         (["--lr", "nan"], "'nan' is not a finite number"),
         (["--smoothing", "1"], "1 must be below 1"),
-        (["--aa", "rnd-m9"], "--aa rnd-m9 is no policy of timm"),
+        (["--aa", "rnd-m9"], "--aa rnd-m9 is not an AutoAugment policy of timm"),
         (["--distillation-type", "hard"], "--distillation-type hard needs --teacher-path"),
         (["--distillation-type", "hard", "--teacher-path", "t.pth"], "needs a distilled model"),
         (["--start_epoch", "5", "--epochs", "5"], "starting at epoch 5 of --epochs 5 leaves nothing to train"),

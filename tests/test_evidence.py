@@ -196,7 +196,7 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
     [
         (0.7, 1.7, "is closer to the pool than all 3 random ones .* and is closer to the hardest images"),
         (0.7, 2.0, "is closer .* about as close to the hardest images as random ones"),
-        (0.7, 2.5, "trades one for the other: it is closer .* farther from the hardest images"),
+        (0.7, 2.5, "is a trade-off: it is closer .* farther from the hardest images"),
         (
             1.0,
             2.1,
@@ -204,7 +204,7 @@ RANDOM = [values_of(1.0, 2.0), values_of(1.1, 2.1), values_of(1.2, 2.2)]  # 1.1 
         ),
         (0.85, 1.85, "is no better than random"),
         (1.1, 1.7, "no closer to the pool than random .* but closer to its hardest images"),
-        (1.5, 1.7, "trades one for the other: it is closer to the hardest"),
+        (1.5, 1.7, "is a trade-off: it is closer to the hardest"),
         (1.5, 2.1, "is worse than random"),
     ],
 )

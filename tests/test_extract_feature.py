@@ -15,6 +15,7 @@ import tarfile
 import time
 from hashlib import md5
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from test_nothing_lost import Nursery
 from common.command_line import run
 from common.errors import InputError
 from common.feature_file import FeatureFile, read_features, unfinished
-from common.pool_paths import paths_file, read_pool_paths
+from common.pool_paths import PoolImage, paths_file, read_pool_paths
 from common.processes import Processes
 from data_selection import extraction
 from data_selection.backbones import Backbone, build_backbone
@@ -251,7 +252,7 @@ def computed_rows(path: Path) -> int:
 def test_resume_refuses_features_that_were_begun_with_other_options(pool, backbone, tmp_path):
     file = FeatureFile(tmp_path / "f.npy", 4, 2, {"amp": "off"})
     file.prepare(resume=False)
-    with pytest.raises(InputError, match="was begun differently: amp was off, is bf16"):
+    with pytest.raises(InputError, match="has other settings: amp was off, is bf16"):
         FeatureFile(tmp_path / "f.npy", 4, 2, {"amp": "bf16"}).prepare(resume=True)
 
 
@@ -268,16 +269,16 @@ def test_resume_refuses_a_finished_file_of_other_features_or_images(pool, backbo
     before = main(options).read_bytes()
     other = torch.load(backbone, weights_only=True)
     torch.save(other, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="is finished, and has weights .* instead of .*: leave --resume out"):
+    with pytest.raises(InputError, match="is finished, but has weights .* instead of .*: leave out --resume"):
         main(folder_options(images, tmp_path / "other.pth", tmp_path, "--resume"))
     extra = next(images.iterdir()) / "zz.png"
     write_image(extra, 3)
-    with pytest.raises(InputError, match="is finished, and has 30 images instead of 31"):
+    with pytest.raises(InputError, match="is finished, but has 30 images instead of 31"):
         main(options)
     extra.unlink()
     one, *_ = sorted(images.rglob("*.png"))
     one.rename(one.with_name("00 renamed.png"))
-    with pytest.raises(InputError, match="is finished, and has other images"):
+    with pytest.raises(InputError, match="is finished, but has other images"):
         main(options)
     assert next(tmp_path.glob("*.npy")).read_bytes() == before
 
@@ -287,7 +288,7 @@ def test_resume_refuses_a_finished_file_of_weights_that_were_replaced(pool, back
     torch.save(weights, tmp_path / "weights.pth")
     main(folder_options(pool, tmp_path / "weights.pth", tmp_path))
     torch.save({name: weight + 1 for name, weight in weights.items()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="is finished, and has weights checksum"):
+    with pytest.raises(InputError, match="is finished, but has weights checksum"):
         main(folder_options(pool, tmp_path / "weights.pth", tmp_path, "--resume"))
 
 
@@ -296,13 +297,13 @@ def test_resume_refuses_a_folder_of_the_same_names_elsewhere(pool, backbone, tmp
     for place in "ab":
         shutil.copytree(pool / "train" / CLASSES[0], tmp_path / place / "photos")
     main(folder_options(tmp_path / "a/photos", backbone, tmp_path))
-    with pytest.raises(InputError, match="is finished, and has the images of .*/a/photos"):
+    with pytest.raises(InputError, match="is finished, but has the images of .*/a/photos"):
         main(folder_options(tmp_path / "b/photos", backbone, tmp_path, "--resume"))
     damaged = tmp_path / "a/photos/zz.png"
     damaged.write_bytes(b"no image")
     with pytest.raises(InputError, match="zz.png"):
         main(folder_options(tmp_path / "a/photos", backbone, tmp_path))
-    with pytest.raises(InputError, match="was begun differently: folder was .*/a/photos, is .*/b/photos"):
+    with pytest.raises(InputError, match="has other settings: folder was .*/a/photos, is .*/b/photos"):
         main(folder_options(tmp_path / "b/photos", backbone, tmp_path, "--resume"))
 
 
@@ -342,7 +343,7 @@ def test_resume_refuses_a_finished_file_of_other_labels(pool, backbone, tmp_path
     options = [*folder_options(tmp_path / "pool.csv", backbone, tmp_path), "--dataset", "List"]
     main(options)
     (tmp_path / "pool.csv").write_text(f"path,label\n{images[0]},ant\n{images[1]},bee\n")
-    with pytest.raises(InputError, match="is finished, and has other labels"):
+    with pytest.raises(InputError, match="is finished, but has other labels"):
         main([*options, "--resume"])
 
 
@@ -436,6 +437,24 @@ def test_a_resume_that_was_killed_while_it_moved_rows_loses_none(backbone, tmp_p
             main(options)
     assert len(killed) == 2
     assert main(options).read_bytes() == main([*options[:-1], "--extra_name", "_b_"]).read_bytes()
+
+
+def test_rows_that_a_killed_resume_has_moved_are_not_taken_for_those_of_a_later_run(tmp_path, monkeypatch):
+    before, after = ([PoolImage(f"{name}.png", 0, 1, 1) for name in names] for names in ("ab", "ac"))
+    file = FeatureFile(tmp_path / "f.npy", 2, 1, {"weights": "one"}, before)
+    file.prepare(resume=False)
+    file.open()
+    file.write(range(2), np.ones((2, 1)), np.zeros(2))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FeatureFile, "_write_settings", Mock(side_effect=KeyboardInterrupt))
+        FeatureFile(tmp_path / "f.npy", 2, 1, {"weights": "one"}, after).prepare(resume=True)
+    for resume in (False, True):
+        other = FeatureFile(tmp_path / "f.npy", 2, 1, {"weights": "another"}, after)
+        other.prepare(resume)
+    other.open()
+    assert other.missing_rows() == [0, 1]
+    other.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_extraction_of_one_file_is_refused_and_of_another_is_not(pool, backbone, tmp_path):

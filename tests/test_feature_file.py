@@ -19,7 +19,7 @@ def save_safetensors(path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_text("<!DOCTYPE html><html></html>"), "no plain .npy array: it is an HTML page"),
+        (lambda path: path.write_text("<!DOCTYPE html><html></html>"), "not a plain .npy array: it is an HTML page"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid 1"), "it is a Git LFS pointer"),
         (lambda path: path.write_text("0.5,0.25,1\n0.5,0.5,0\n"), "it is a CSV or text file"),
         (save_safetensors, "it is a safetensors file"),
@@ -28,7 +28,7 @@ def save_safetensors(path) -> None:
         (lambda path: np.save(path.open("wb"), np.float32(3)), "has a single number, not"),
         (lambda path: np.save(path.open("wb"), TABLE[0]), r"has shape \(3,\), not \(n, d \+ 1\)"),
         (lambda path: np.savez(path.open("wb"), a=TABLE, b=TABLE), r"holds several arrays \(a, b\)"),
-        (lambda path: np.save(path.open("wb"), np.array([{}])), "no plain .npy array: .*Python objects"),
+        (lambda path: np.save(path.open("wb"), np.array([{}])), "not a plain .npy array: .*Python objects"),
         (lambda path: np.save(path.open("wb"), TABLE.astype(int)), "holds int64, not floating point"),
         (lambda path: np.save(path.open("wb"), TABLE + 0.5), "the last column is the label, and that of row 0 is 2.5"),
     ],

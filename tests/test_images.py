@@ -48,7 +48,7 @@ def test_floats_from_zero_to_one_become_eight_bits_by_scale(tmp_path):
 )
 def test_pixels_without_a_known_scale_are_one_line_with_the_file_and_what_to_do(pixels, message, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "odd.tif")
-    with pytest.raises(InputError, match=rf"odd\.tif: {message}: convert it to"):
+    with pytest.raises(InputError, match=rf"odd\.tif: {message}: convert the image to"):
         open_rgb(tmp_path / "odd.tif")
 
 
@@ -158,5 +158,5 @@ def test_a_link_to_a_folder_around_it_is_not_followed_for_ever(tmp_path):
 
 def test_what_is_no_file_is_one_line_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="pipe.png: it is no file; repair or remove it"):
+    with pytest.raises(InputError, match="pipe.png: it is not a file; repair or remove it"):
         open_rgb(tmp_path / "pipe.png")

@@ -143,8 +143,8 @@ def test_observers_see_the_prototypes_before_the_first_step_and_after_each(featu
         (["--nested", "5,2"], "ascending"),
         (["--nested", "5,5"], "ascending"),
         (["--nested", "2,x"], "--nested"),
-        (["--nested", "5,5.1"], "two of the budgets are 10 of 200"),
-        (["--nested", "0.1,5"], "a budget of 0.1% of 200 samples is less than one: at least 0.5% is needed"),
+        (["--nested", "5,5.1"], "two budgets are both 10 of 200"),
+        (["--nested", "0.1,5"], "a budget of 0.1% of 200 samples is less than one sample: at least 0.5% is needed"),
         (["--nested", "2,5", "--percent", "2"], "not allowed with"),
         (["--nested", "2,5", "--filename", "one.json"], "leave one of them out"),
         (["--labeled_ids", "gone.json"], "gone.json"),
@@ -173,14 +173,14 @@ def test_no_file_that_is_read_is_overwritten(feature_path):
 
 def test_names_that_no_file_can_have_are_refused_before_the_work(feature_path):
     (feature_path.parent / "folder.json").mkdir()
-    for name, message in (("folder.json", "it is a folder"), ("x" * 240 + ".json", "is too long for a file")):
+    for name, message in (("folder.json", "it is a folder"), ("x" * 240 + ".json", "is too long: give")):
         with pytest.raises(InputError, match=message):
             run("activeft", feature_path, "--filename", name, "--output_dir", feature_path.parent)
     assert not list(feature_path.parent.glob("*_losses.txt"))
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([200], "0 to 199"), ([1, 1], "2 times"), (["1"], "whole numbers"), (7, "one JSON list")]
+    ("ids", "message"), [([200], "0 to 199"), ([1, 1], "2 times"), (["1"], "whole numbers"), (7, "not a JSON list")]
 )
 @pytest.mark.parametrize("option", ["--labeled_ids", "--exclude_ids"])
 def test_bad_lists_give_one_clear_error(option, ids, message, feature_path):

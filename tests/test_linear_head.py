@@ -195,7 +195,7 @@ def test_layer_decay_is_refused_for_a_network_without_layers_to_tell_apart():
         (["--freeze", "backbone", "--resume", ""], "--freeze backbone needs --resume, the pretrained backbone"),
         (["--head-init", "linear", "--probe", "knn"], "--head-init linear is for training, and --probe trains nothing"),
         (["--hflip", "0", "--eval"], "--hflip 0.0 is for training, and --eval trains nothing"),
-        (["--freeze", "backbone", "--layer-decay", "0.5"], "rates of a backbone that --freeze backbone keeps"),
+        (["--freeze", "backbone", "--layer-decay", "0.5"], "rates for a backbone that --freeze backbone keeps fixed"),
         (["--freeze", "backbone", "--drop", "0.1"], "--drop 0.1 has no effect with --freeze backbone"),
         (["--layer-decay", "1.5"], "1.5 must be at most 1"),
         (["--hflip", "-1"], "-1 must be at least 0"),

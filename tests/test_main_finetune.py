@@ -89,7 +89,7 @@ def test_evaluation_on_other_classes_is_refused(pool, backbone, tmp_path):
         main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "renamed" / split / "cat")
-    with pytest.raises(InputError, match="was trained for 3 classes, but the images are of 2"):
+    with pytest.raises(InputError, match="was trained for 3 classes, but the images have 2"):
         main(options(tmp_path / "renamed", "--eval", "--resume", tmp_path / "checkpoint.pth"))
 
 
@@ -104,7 +104,7 @@ def test_evaluation_of_a_network_that_was_built_otherwise_is_refused(pool, backb
 
 def test_keywords_that_name_files_of_weights_are_refused(pool, backbone):
     given = ["--model-kwargs", "checkpoint_path=evil.pth"]
-    with pytest.raises(InputError, match="the keyword checkpoint_path is about weights, not the network"):
+    with pytest.raises(InputError, match="the keyword checkpoint_path concerns weights, not the network"):
         main([*options(pool, "--resume", backbone), *given])
 
 
@@ -118,7 +118,7 @@ def test_an_evaluation_draws_the_confusion_matrix(pool, backbone, tmp_path):
 def test_a_probe_does_not_write_over_a_finetuning(pool, backbone, tmp_path):
     main(options(pool, "--resume", backbone, "--epochs", 1, "--output_dir", tmp_path))
     before = (tmp_path / "summary.json").read_bytes()
-    with pytest.raises(InputError, match="holds that of a finetuning: give another folder"):
+    with pytest.raises(InputError, match="would overwrite the summary of the finetuning in .*: give another folder"):
         main(options(pool, "--resume", backbone, "--probe", "knn", "--output_dir", tmp_path))
     assert (tmp_path / "summary.json").read_bytes() == before
 
@@ -236,7 +236,7 @@ def test_a_confusion_matrix_counts_every_image_and_gives_the_accuracy_of_each_cl
     ("given", "message"),
     [
         (["--auto-resume"], "--auto-resume needs --output_dir"),
-        (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume continues a training"),
+        (["--auto-resume", "--eval", "--output_dir", "OUT"], "--auto-resume continues training"),
         (["--probe", "knn"], "--probe knn needs --resume"),
         (["--accum-steps", "0"], "0 must be at least 1"),
         (["--teacher-path", "T.pth"], "--teacher-path T.pth has no effect without --distillation-type"),

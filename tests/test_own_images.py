@@ -255,7 +255,9 @@ def test_a_pool_that_changed_since_extraction_is_told_before_the_work(photos, fe
     features = extract(tmp_path / "pool", tmp_path, backbone, "--dataset", "Folder", "--no-labels")
     (tmp_path / "pool" / "0.png").unlink()
     write_image(tmp_path / "pool" / "1.png", 1, (40, 40))
-    with pytest.raises(InputError, match=r"changed since .*: of 3 images 1 \(0.png\) are gone, 1 \(1.png\) are other"):
+    with pytest.raises(
+        InputError, match=r"changed since .*: of 3 images 1 \(0.png\) are gone, 1 \(1.png\) are different"
+    ):
         choose(features, tmp_path / "out", "--number", 1, "--export_csv")
     assert not list((tmp_path / "out").iterdir())
 
@@ -315,7 +317,7 @@ def test_labels_of_unknown_spelling_are_told():
             [("gone 1.png", "ant"), ("gone 2.png", "bee")],
             r"2 \(gone 1.png, gone 2.png\) of 2 images are not in the pool",
         ),
-        ([(image_path(0), ""), (image_path(1), "")], "no label is filled in, of 2 images"),
+        ([(image_path(0), ""), (image_path(1), "")], "none of its 2 images has a label"),
         ([(image_path(0), "ant"), (image_path(0), "bee")], "twice: 'ant' and 'bee'"),
         ([], "names no image"),
     ],
@@ -393,7 +395,7 @@ def test_a_probe_of_labels_alone_is_cross_validated(photos, labels, backbone, tm
     ("rows", "options", "message"),
     [
         ([("gone.png", "ant"), (image_path(1), "bee")], [], r"--labels: 1 \(.*gone.png\) of 2 images are not there"),
-        ([(image_path(0), ""), (image_path(1), "")], [], "no label is filled in, of 2 images"),
+        ([(image_path(0), ""), (image_path(1), "")], [], "none of its 2 images has a label"),
         ([(image_path(0), "ant"), (image_path(1), "ant")], [], "all 2 labels are 'ant'"),
         ([(image_path(0), "ant"), (image_path(0), "bee")], [], "twice: 'ant' and 'bee'"),
         ([(image_path(0), "ant"), (image_path(1), "bee", "wasp")], [], r"line 3 has more fields .*'wasp'"),
@@ -434,7 +436,7 @@ def test_lists_of_absolute_paths_are_told_apart_when_a_run_is_resumed(photos, ba
         rows = [(tmp_path / place / "0.png", "ant"), (tmp_path / place / "5.png", "bee")]
         lists.append(write_csv(tmp_path / f"{place}.csv", rows))
     train(elsewhere, [lists[0]], out, backbone)
-    with pytest.raises(InputError, match="is of another run: train_images was"):
+    with pytest.raises(InputError, match="is from another run: train_images was"):
         train(elsewhere, [lists[1]], out, backbone, "--auto-resume", "--epochs", 3)
 
 
@@ -600,7 +602,7 @@ def test_a_checkpoint_without_class_names_is_refused_before_the_work(photos, tra
     checkpoint = torch.load(trained / "checkpoint.pth", weights_only=True)
     del checkpoint["run"]["classes"]
     torch.save(checkpoint, tmp_path / "old.pth")
-    for source, message in ((tmp_path / "old.pth", "holds no class names"), (backbone, "weights alone")):
+    for source, message in ((tmp_path / "old.pth", "holds no class names"), (backbone, "bare weights")):
         with pytest.raises(InputError, match=message):
             run_predict(source, photos, tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
@@ -695,7 +697,7 @@ def test_the_split_of_a_folder_of_parquet_files_is_in_their_names_not_in_its_own
     (folder / "part_0.parquet").rename(folder / "test.parquet")
     assert len(HFImages(str(folder), "test")) == len(hf_table)
     for split in ("train", "val"):
-        with pytest.raises(InputError, match=f"has no split '{split}', but test: use --split"):
+        with pytest.raises(InputError, match=f"has no split '{split}', only test: use --split"):
             HFImages(str(folder), split)
 
 
@@ -721,7 +723,7 @@ def test_exports_of_file_names_are_refused_where_images_are_no_files(hf_table, b
     hf_table.to_parquet(tmp_path / "insects.parquet")
     features = extract(tmp_path / "insects.parquet", tmp_path, backbone, "--dataset", "HF")
     for export in (["--export_paths"], ["--export_tasks", "label-studio"]):
-        with pytest.raises(InputError, match=f"{export[0]} names files, and the images of .* are no files"):
+        with pytest.raises(InputError, match=f"{export[0]} names files, but the images of .* are not files"):
             choose(features, tmp_path, "--number", 3, *export)
 
 
@@ -745,10 +747,10 @@ def test_unusable_hugging_face_data_sets_are_one_clear_line(hf_table, photos, ba
     hf_table.remove_columns("photo").to_parquet(tmp_path / "none.parquet")
     (tmp_path / "damaged.parquet").write_bytes(b"no parquet")
     for source, options, message in (
-        ("splits", ["--split", "validation"], "no split 'validation', but train, test"),
+        ("splits", ["--split", "validation"], "no split 'validation', only train, test"),
         ("two.parquet", [], "name one with --image_column"),
-        ("two.parquet", ["--image_column", "photos"], "no column 'photos', but photo, kind, photo 2"),
-        ("none.parquet", [], "no column of kind is"),
+        ("two.parquet", ["--image_column", "photos"], "no column 'photos', only photo, kind, photo 2"),
+        ("none.parquet", [], "none of kind holds images"),
         ("damaged.parquet", [], "cannot load the data set"),
     ):
         with pytest.raises(InputError, match=message):

@@ -192,9 +192,9 @@ def test_a_subset_that_was_edited_is_said(feature_path):
 def test_what_is_no_provenance_is_said_and_no_error(content, feature_path, pool):
     subset = select(feature_path)
     provenance_file(subset).write_text(content)
-    assert "is no provenance of a subset" in note(subset)
+    assert "is not the provenance of a subset" in note(subset)
     (said,) = notes_of_trainer(subset, pool)
-    assert "is no provenance of a subset" in said
+    assert "is not the provenance of a subset" in said
 
 
 def test_a_broken_list_of_images_does_not_keep_from_choosing(feature_path):

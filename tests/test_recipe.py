@@ -212,7 +212,7 @@ def test_epochs_beside_the_recipe_replace_its_updates():
     [
         (["--probe", "linear"], "--recipe few-labels is for training, and --probe trains nothing"),
         (["--resume", ""], "--recipe few-labels needs --resume"),
-        (["--freeze", "backbone"], "--layer-decay 0.75 sets the rates of a backbone .* give 1"),
+        (["--freeze", "backbone"], "--layer-decay 0.75 sets rates for a backbone .* give 1"),
     ],
 )
 def test_what_does_not_go_with_few_labels_is_refused_by_its_name(extra, message):

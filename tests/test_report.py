@@ -235,7 +235,7 @@ def test_images_that_are_missing_or_broken_do_not_end_a_report(given, capsys):
     (given / "images" / "1" / "21.png").write_text("no image")
     html = (write_report(given, subsets=("good",)) / "report.html").read_text()
     assert data_in(html)["gallery"][0]["tiles"].count(None) == 2
-    assert "1 of 4 chosen images are not there" in capsys.readouterr().out
+    assert "1 of 4 chosen images are missing" in capsys.readouterr().out
 
 
 def test_without_image_paths_the_page_has_no_gallery(given):
@@ -281,7 +281,7 @@ def test_a_map_of_equal_images_is_a_point(kind):
     ("options", "message"),
     [
         (["--eval_feature_path", "gone.npy"], "gone.npy is not there"),
-        (["--eval_feature_path", "narrow.npy"], "has 5 features per row, and the pool has 6"),
+        (["--eval_feature_path", "narrow.npy"], "has 5 features per row, but the pool has 6"),
         (["--eval_feature_path", "unlabelled.npy"], "unlabelled.npy needs a label for every sample"),
         (["--random_seeds", "1"], "1 must be at least 2"),
         (["--seed", "-1"], "-1 must be at least 0"),
@@ -305,7 +305,7 @@ def test_bad_options_give_one_clear_error_and_no_report(options, message, given)
     [
         ("good.json", "[0, 60]", "good.json holds 60, but the pool has images 0 to 59"),
         ("good.json", "[1, 1]", "holds 1 2 times"),
-        ("good_losses.txt", "1.5\nlow\n", "good_losses.txt is not one number per line"),
+        ("good_losses.txt", "1.5\nlow\n", "good_losses.txt does not hold one number per line"),
         ("pool_paths.json", '{"root": ".", "paths": []}', "does not list the 60 images"),
         ("pool_paths.json", json.dumps({"paths": ["a.png"] * 60}), "does not list the 60 images"),
         ("pool_paths.json", '{"root": ".", "paths": 60}', "does not list the 60 images"),

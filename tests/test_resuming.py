@@ -66,7 +66,7 @@ def test_what_changes_the_course_of_a_run_is_refused_with_the_difference(
 ):
     given = ["--subset_ids", finished / "A.json", "--epochs", 2, *change(tmp_path)]
     before = {path.name: path.read_bytes() for path in (finished / "out").glob("*.*")}
-    with pytest.raises(InputError, match=f"out/checkpoint.pth is of another run: .*{difference}") as caught:
+    with pytest.raises(InputError, match=f"out/checkpoint.pth is from another run: .*{difference}") as caught:
         main(options(pool, backbone, finished / "out", *given))
     assert "\n" not in str(caught.value)
     after = {path.name: path.read_bytes() for path in (finished / "out").glob("*.*")}
@@ -212,7 +212,7 @@ def test_a_run_that_starts_over_keeps_the_checkpoints_of_the_one_before(pool, ba
     kept = (tmp_path / "out" / "checkpoint.pth").read_bytes(), (tmp_path / "out" / "log.txt").read_text()
     again = [option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"]
     main(again)
-    said = f"starting anew: checkpoints, log and summary of the run before are in {tmp_path}/out/previous"
+    said = f"starting anew: checkpoints, log and summary of the previous run are in {tmp_path}/out/previous"
     assert said in capsys.readouterr().out
     previous = tmp_path / "out" / "previous"
     assert ((previous / "checkpoint.pth").read_bytes(), (previous / "log.txt").read_text()) == kept

@@ -94,7 +94,7 @@ def test_class_names_come_from_lines_or_from_ade20ks_table(tmp_path):
     [
         (None, None, "how many classes are in"),
         ("", None, "the file is empty"),
-        ("sky\nroad\nsky", None, "'sky' stands there twice"),
+        ("sky\nroad\nsky", None, "'sky' appears twice"),
         ("sky\nroad", 3, "--num-classes 3, but .* names 2 classes"),
     ],
 )
@@ -130,10 +130,10 @@ def broken(scenes: Path, kind: str, split: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("size", r"mask .*scene_001.png has 2x1 pixels, its image .*scene_001.jpg 48x40"),
+        ("size", r"mask .*scene_001.png has 2x1 pixels, but its image .*scene_001.jpg 48x40"),
         ("missing", "mask .*scene_001.png is not there"),
         ("stem", "mask .*scene_1.png belongs to no image"),
-        ("label", "mask .*scene_001.png holds label 11, but the 10 classes are 1 to 10, and ignored is 255"),
+        ("label", "mask .*scene_001.png holds label 11, but the 10 classes are 1 to 10, and 255 is ignored"),
         ("RGB", "mask .*scene_001.png is an image of mode RGB"),
         ("damaged mask", "cannot read the mask .*scene_001.png"),
         ("damaged image", "cannot read the image .*scene_001.jpg"),

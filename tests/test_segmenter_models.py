@@ -109,5 +109,5 @@ def test_batch_norm_normalises_over_all_patches_of_the_batch():
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_a_network_that_is_no_vit_is_refused(name):
-    with pytest.raises(InputError, match=f"--model {name} is no ViT"):
+    with pytest.raises(InputError, match=f"--model {name} is not a ViT"):
         build_encoder(name, {}, 64)

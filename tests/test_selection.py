@@ -265,9 +265,9 @@ def test_features_without_a_label_column_give_the_subset_of_those_with_one(featu
         ({"scheduler": "step"}, "scheduler 'step' must be none or cosine"),
         ({"temperature": -1}, "temperature -1 must be a number above 0"),
         ({"lr": float("nan")}, "lr nan must be a number above 0"),
-        ({"balance": -1}, "balance -1 must be a number from 0 on"),
-        ({"max_iter": None}, "max_iter None must be a whole number from 1 on"),
-        ({"batch_size": 1.5}, "batch_size 1.5 must be a whole number from 1 on, or None"),
+        ({"balance": -1}, "balance -1 must be a number >= 0"),
+        ({"max_iter": None}, "max_iter None must be a whole number >= 1"),
+        ({"batch_size": 1.5}, "batch_size 1.5 must be None or a whole number >= 1"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(settings, message):

@@ -110,7 +110,7 @@ def test_a_resumed_run_trains_on_the_same_soft_labels_to_the_same_weights(digits
     checkpoint = read_checkpoint(tmp_path / "parts" / "checkpoint.pth")
     del checkpoint["soft_labels"], checkpoint["run"]["unlabelled"], checkpoint["run"]["unlabelled_images"]
     torch.save(checkpoint, tmp_path / "older.pth")
-    with pytest.raises(InputError, match="one with unlabelled images, one without"):
+    with pytest.raises(InputError, match="only one of the two has unlabelled images"):
         main([*common, "--epochs", "3", "--resume", str(tmp_path / "older.pth")])
     main([*resumed, "--epochs", "3"])
     parts, whole = (read_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("parts", "whole"))
@@ -164,5 +164,5 @@ def test_labels_of_a_single_class_cannot_be_spread(digits, tmp_path):  # noqa: F
     ones = json.dumps(list(range(5)))
     options = digit_options(digits, [0], tmp_path, *FEW, "--head-init", "fresh")
     (tmp_path / "subset.json").write_text(ones)
-    with pytest.raises(InputError, match="--unlabelled needs labels of at least two classes, and all 5 are of one"):
+    with pytest.raises(InputError, match="--unlabelled needs labels of at least two classes, but all 5 are of one"):
         main(options)

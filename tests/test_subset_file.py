@@ -14,9 +14,9 @@ def test_indices_come_in_the_order_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "is not one JSON list of whole numbers"),
-        ("[1, 2.5]", "is not one JSON list of whole numbers"),
-        ("[true]", "is not one JSON list of whole numbers"),
+        ("{}", "is not a JSON list of whole numbers"),
+        ("[1, 2.5]", "is not a JSON list of whole numbers"),
+        ("[true]", "is not a JSON list of whole numbers"),
         ("[1, 2", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "is empty"),

@@ -13,15 +13,15 @@ from common.processes import ALONE, Processes
 
 ROWS_AT_A_TIME = 8192
 CHUNK_ELEMENTS = 1 << 22  # similarities to a whole pool held at once
-FEWEST_ROWS = 64  # of them, however large the pool: a matrix product of fewer is slow
+FEWEST_ROWS = 64  # rows at a time, however large the pool: a matrix product of fewer is slow
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Which of the n samples of a pool may be chosen: all but these.
+    """The samples of a pool of n that may be chosen: all but the labeled and the excluded.
 
-    labeled: samples that have labels already. They cover the pool and repel what is chosen, as chosen samples do, but
-    cost nothing of the budget. excluded: samples never to choose. They stay in the pool that is to be covered.
+    labeled: samples that already have labels. Like chosen samples, they cover the pool and repel others, but they use
+    no budget. excluded: samples never to choose. They remain part of the pool to cover.
     """
 
     n: int
@@ -29,29 +29,29 @@ class Candidates:
     excluded: tuple[int, ...] = ()
 
     def beside(self, indices: Iterable[int]) -> "Candidates":
-        """The candidates once these samples are labelled too."""
+        """Return the candidates once these samples are labelled too."""
         return Candidates(self.n, (*self.labeled, *indices), self.excluded)
 
     def closed(self, device: torch.device | str = "cpu") -> Tensor:
-        """Whether each sample is labelled or excluded, and so cannot be chosen: (n,), bool."""
+        """Return a mask (n,), bool, of the samples that cannot be chosen: labelled or excluded."""
         closed = torch.zeros(self.n, dtype=torch.bool, device=device)
         closed[[*self.labeled, *self.excluded]] = True
         return closed
 
     def open_indices(self) -> range | list[int]:
-        """The samples that can be chosen, ascending."""
+        """Return the samples that can be chosen, ascending."""
         if not self.labeled and not self.excluded:
             return range(self.n)
         return (~self.closed()).nonzero().squeeze(1).tolist()
 
     def check(self, budget: int) -> None:
-        """Raises InputError unless all indices are in the pool, and a budget of so many samples can be chosen."""
+        """Raise InputError unless all indices are in the pool and `budget` samples can be chosen."""
         for name, indices in (("labeled", self.labeled), ("excluded", self.excluded)):
             outside = next((index for index in indices if not 0 <= index < self.n), None)
             if outside is not None:
                 raise InputError(f"{name} sample {outside} is not in the pool, which has samples 0 to {self.n - 1}")
         if len(set(self.labeled)) < len(self.labeled):
-            raise InputError("a labeled sample is listed twice: every index must stand there once")
+            raise InputError("a labeled sample is listed twice: list every index once")
         left = len(self.open_indices())
         if not left:
             raise InputError(f"nothing is left to choose: all {self.n} samples are labelled or excluded")
@@ -66,7 +66,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Pool:
-    """rows (m, d): the features of the samples that this process holds, consecutive ones; all n when it is alone."""
+    """rows (m, d): the features of the consecutive samples that this process holds; all n when it is alone."""
 
     rows: Tensor
     candidates: Candidates
@@ -78,20 +78,20 @@ class Pool:
 
     @property
     def first(self) -> int:
-        """The index in the pool of the first row."""
+        """The pool index of the first row."""
         return self.processes.part(self.n).start
 
     def closed(self) -> Tensor:
-        """Whether each of this process's samples cannot be chosen (m,), bool."""
+        """Return a mask (m,), bool, of this process's samples that cannot be chosen."""
         return self.candidates.closed(self.rows.device)[self.processes.part(self.n)]
 
     def places_of(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Where in `rows` these samples are (k,), int64, and whether they are there, in this process (k,), bool."""
+        """Return these samples' positions in `rows` (k,), int64, and whether this process holds them (k,), bool."""
         local = torch.tensor([*indices], dtype=torch.int64, device=self.rows.device) - self.first
         return local, (local >= 0) & (local < len(self.rows))
 
     def rows_of(self, indices: Iterable[int]) -> Tensor:
-        """The features (k, d) of these samples, whichever process holds them."""
+        """Return the features (k, d) of these samples, whichever process holds them."""
         local, mine = self.places_of(indices)
         rows = self.rows.new_zeros(len(local), self.rows.shape[1])
         rows[mine] = self.rows[local[mine]]
@@ -102,9 +102,9 @@ class Pool:
 def read_pool(
     features: np.ndarray | Tensor, candidates: Candidates, processes: Processes = ALONE, unit: bool = True
 ) -> Pool:
-    """The pool of these features (n, d); with several processes each reads its own part of them.
+    """Make a pool of features (n, d); with several processes, each reads its own part of them.
 
-    Raises InputError, in every process, for fewer samples than processes or a row that is zero or not finite.
+    Raises InputError, in every process, if samples are fewer than processes, or a row is zero or not finite.
     """
     if candidates.n < processes.size:
         raise InputError(f"{processes.size} processes cannot share a pool of {candidates.n} samples: start fewer")
@@ -116,9 +116,9 @@ def read_pool(
 def read_rows(
     features: np.ndarray | Tensor, device: torch.device, part: slice = slice(None), unit: bool = True
 ) -> Tensor:
-    """Some rows of (n, d) as float32 on the device, L2-normalised if `unit`; a mapped file is read piece by piece.
+    """Read a part of rows (n, d) as float32 onto the device, L2-normalised if `unit`; a mapped file piece by piece.
 
-    Raises InputError for a row that is zero or not finite.
+    Raises InputError if a row is zero or not finite.
     """
     if features.ndim != 2:
         raise InputError(f"features have shape {tuple(features.shape)}, not (n, d)")
@@ -141,15 +141,15 @@ def read_rows(
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that together are 0..n - 1."""
+    """Return slices of at most `size` that together cover 0..n - 1."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def rows_at_a_time(n: int) -> int:
-    """So many rows that their similarities to n samples fit into memory."""
+    """Return a number of rows whose similarities to n samples fit into memory."""
     return max(FEWEST_ROWS, CHUNK_ELEMENTS // n)
 
 
 def distance(similarity: Tensor) -> Tensor:
-    """Euclidean distance between unit vectors of this cosine similarity: |a - b| = sqrt(2 - 2 a . b)."""
+    """Return the Euclidean distance between unit vectors of this cosine similarity: |a - b| = sqrt(2 - 2 a . b)."""
     return (2 - 2 * similarity).clamp_min(0).sqrt()

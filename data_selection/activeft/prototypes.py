@@ -1,4 +1,4 @@
-"""From pool samples to prototypes, which start there, and back: each takes the sample most similar to it."""
+"""From pool samples to prototypes, which start at them, and back: each prototype takes its most similar sample."""
 
 import random
 
@@ -10,14 +10,14 @@ from data_selection.activeft.pool import FEWEST_ROWS, Candidates, Pool, chunks
 
 PROTOTYPES_AT_A_TIME = 512
 CHUNK_ELEMENTS = 1 << 21  # similarities held at once
-RANKED = 8  # samples that are ranked for each prototype
+RANKED = 8  # samples ranked per prototype
 
 
 def random_samples(candidates: Candidates, k: int, seed: int) -> list[int]:
-    """k samples without replacement, in the order drawn: what the published code draws after random.seed(seed).
+    """Draw k samples without replacement, in the order drawn: the published code's draw after random.seed(seed).
 
-    Beside labelled samples the draw is another one: they may have been drawn with the same seed, and the same numbers
-    would then lead to their neighbours in the pool.
+    With labelled samples the draw is a different one: they may have been drawn with the same seed, and the same random
+    numbers would then yield their neighbours in the pool.
     """
     labeled = len(candidates.labeled)
     generator = random.Random(f"{seed} after {labeled}" if labeled else seed)
@@ -25,14 +25,14 @@ def random_samples(candidates: Candidates, k: int, seed: int) -> list[int]:
 
 
 def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", progress: bool = False) -> list[int]:
-    """Farthest point sampling: always the sample farthest from all chosen so far, and from the labelled ones.
+    """Farthest point sampling: always choose the sample farthest from all chosen so far and from the labelled ones.
 
-    Without labelled samples the first is drawn at random.
+    Without labelled samples, the first is drawn at random.
 
     Args:
         pool: unit rows for the cosine distance.
         distance: euclidean or cosine. On unit rows |a - b|^2 = 2 (1 - a . b), so both order the samples alike; they
-            differ in rounding only, which decides between samples that are equally far, or nearly copies.
+            differ only in rounding, which decides between samples that are equally far or nearly copies.
     Returns:
         k distinct indices, in the order chosen; the first index on ties.
     """
@@ -42,13 +42,13 @@ def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", 
 
     def come_nearer(newest: int) -> None:
         row = pool.rows_of([newest])[0]  # (d,)
-        if distance == "euclidean":  # of the differences: by a product, a copy would not be at 0
+        if distance == "euclidean":  # computed from differences: by a product, a copy would not be at 0
             to_newest = torch.cdist(features, row[None], compute_mode="donot_use_mm_for_euclid_dist").squeeze(1)
         else:
             to_newest = 1 - features @ row  # (n, d) x (d,) -> (n,)
         torch.minimum(to_chosen, to_newest, out=to_chosen)
         if 0 <= newest - pool.first < len(features):
-            to_chosen[newest - pool.first] = -torch.inf  # duplicates of it are at distance 0, itself is out
+            to_chosen[newest - pool.first] = -torch.inf  # it is out; its duplicates are at distance 0
 
     for labeled in pool.candidates.labeled:
         come_nearer(labeled)
@@ -65,16 +65,15 @@ def farthest_points(pool: Pool, k: int, seed: int, distance: str = "euclidean", 
 
 
 def match_prototypes(pool: Pool, centres: Tensor, ranked: int = RANKED) -> list[int]:
-    """For j = 0 .. k-1 in order, the sample most similar to c_j that can be chosen and that no earlier prototype took.
+    """For j = 0 .. k-1 in order, take the sample most similar to c_j among those that can be chosen and are left.
 
-    Only each prototype's best few free samples are ranked, for some prototypes at a time; a whole row is looked at
-    again where others of these prototypes took them all. Of samples that are equally similar, as copies are but for
-    rounding, any one is taken.
+    Prototypes are matched in batches, and only each one's few best free samples are ranked; if others of its batch took
+    them all, its whole row is searched again. Among equally similar samples (copies, up to rounding), any one is taken.
 
     Args:
         pool: unit rows (n, d), of which at least k can be chosen.
         centres: rows (k, d). The most similar unit row has the largest product with c_j, and is the nearest to it.
-        ranked: how many samples are ranked for each prototype; it does not change the result.
+        ranked: samples ranked per prototype; it does not change the result.
     Returns:
         k distinct indices into the pool, in the order of the prototypes.
     """
@@ -85,7 +84,7 @@ def match_prototypes(pool: Pool, centres: Tensor, ranked: int = RANKED) -> list[
         similarity, rows = most_similar_free(pool.rows, some, taken, m)
         similarity = pool.processes.gather(similarity).transpose(0, 1).flatten(1)  # (some, processes * m)
         rows = pool.processes.gather(rows + pool.first).transpose(0, 1).flatten(1)
-        # A process with fewer than m free samples fills up with -inf: those rank last, and are left out.
+        # A process with fewer than m free samples pads with -inf: these rank last, and are left out.
         order = similarity.sort(dim=1, descending=True, stable=True)
         indices = rows.gather(1, order.indices)[:, :m]
         known = order.values[:, :m].isfinite()
@@ -103,9 +102,9 @@ def match_prototypes(pool: Pool, centres: Tensor, ranked: int = RANKED) -> list[
 
 
 def most_similar_free(features: Tensor, centres: Tensor, taken: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """For each centre the m samples not taken that are most similar to it, a chunk of samples at a time.
+    """Find, for each centre, the m most similar samples that are not taken, a chunk of samples at a time.
 
-    Returns: similarities (k, m), descending, -inf where fewer are free, and rows of `features` (k, m).
+    Returns: similarities (k, m), descending, -inf if fewer are free, and rows of `features` (k, m).
     """
     k, n = len(centres), len(features)
     best = torch.full((k, m), -torch.inf, device=centres.device)

@@ -1,7 +1,7 @@
 """ActiveFT as the paper states it, in plain autograd: the method. Change it here first, then make it fast.
 
-It computes what the published code computes, at its cost: all n x k similarities exist at once, so it is for small
-pools. selection.py takes the same steps, fast; the tests hold it against this file. To try another loss, change `loss`
+It computes what the published code computes, at the same cost: all n x k similarities exist at once, so it is for small
+pools. selection.py takes the same steps, fast; the tests compare it with this file. To try another loss, change `loss`
 and run the selection scripts with --reference.
 """
 
@@ -19,7 +19,7 @@ MOST_SIMILARITIES = 1 << 29  # n k; with their gradient they take 6 GB
 
 
 def loss(features: Tensor, theta: Tensor, tau: float, balance: float) -> Tensor:
-    """J (paper, eq. 5 to 7, in the form of the published code) of unit features (n, d) and prototypes (k, d).
+    """Return J (paper, eq. 5 to 7, in the form of the published code) of unit features (n, d), prototypes (k, d).
 
     (departure) In log space: exp(1 / tau) overflows float32 below tau = 0.0113.
     """
@@ -31,7 +31,7 @@ def loss(features: Tensor, theta: Tensor, tau: float, balance: float) -> Tensor:
 
 
 def match(features: Tensor, centres: Tensor, closed: Tensor) -> list[int]:
-    """For each prototype in order, the most similar sample that is not `closed` (n,) and that none before it took."""
+    """For each prototype in order, take the most similar sample that is neither `closed` (n,) nor taken already."""
     free = centres @ features.T  # (k, d) x (d, n) -> (k, n)
     free[:, closed] = -torch.inf
     chosen: list[int] = []
@@ -42,11 +42,11 @@ def match(features: Tensor, centres: Tensor, closed: Tensor) -> list[int]:
 
 
 def optimise(pool: Pool, budget: int, settings: Settings) -> Selection:
-    """Choose `budget` samples. Raises InputError for a pool whose similarities would take too much memory."""
+    """Choose `budget` samples. Raises InputError if the pool's similarities would take too much memory."""
     n, k = pool.n, budget + len(pool.candidates.labeled)
     if n * k > MOST_SIMILARITIES or pool.processes.size > 1:
         raise InputError(
-            f"the reference holds all {n} x {k} similarities, in one process, and takes at most {MOST_SIMILARITIES}: "
+            f"the reference would hold all {n} x {k} similarities in one process, which allows {MOST_SIMILARITIES}: "
             "leave --reference out"
         )
     theta = pool.rows_of(settings.starting_samples(pool, budget)).requires_grad_()  # (k, d)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam  # the class torch.optim.Adam loads torch._dynamo, a second
+from torch.optim.adam import adam  # the class torch.optim.Adam loads torch._dynamo, which takes a second
 
 from common.errors import InputError
 from common.processes import Processes, pick_device
@@ -23,21 +23,21 @@ from data_selection.activeft.prototypes import farthest_points, match_prototypes
 Observer = Callable[[int, Tensor], None]
 
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}  # torch's
-COPIES_OF_PROTOTYPES = 10  # theta, its gradient, two moments, c, what is attracted and repelled, and temporaries
-BYTES_PER_SAMPLE = 600  # the list of pairs and what is made of it in an iteration
+COPIES_OF_PROTOTYPES = 10  # theta, its gradient, two moments, c, sums of attraction and repulsion, and temporaries
+BYTES_PER_SAMPLE = 600  # the list of pairs, and what an iteration derives from it
 WORKING_BYTES = 100 << 20  # chunks of similarities, libraries' buffers
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the prototypes are optimised, by default as published for CIFAR. Raises InputError for a wrong value.
+    """Settings of the optimisation, by default as published for CIFAR. Raises InputError if a value is invalid.
 
     temperature, balance: tau and lambda of the objective.
-    lr, max_iter, scheduler: of Adam; the learning rate is constant (none), or falls to MIN_LR along a cosine.
+    lr, max_iter, scheduler: Adam's; the learning rate is constant (none) or falls to MIN_LR along a cosine.
     init, distance: prototypes start from random samples, or from farthest points (fps) by this distance.
-    batch_size: pool samples drawn without replacement for each iteration; None, or n and more, is the whole pool.
+    batch_size: pool samples drawn without replacement for each iteration; None, or n or more, is the whole pool.
     chunk: rows per matrix product, to bound memory; it does not change the result.
-    seed: of the initial samples and of the batches.
+    seed: for the initial samples and the batches.
     """
 
     temperature: float = 0.07
@@ -58,29 +58,29 @@ class Settings:
         finite = lambda value: isinstance(value, Real) and math.isfinite(value)  # noqa: E731
         for name, is_right, rule in (
             ("temperature", finite(self.temperature) and self.temperature > 0, "a number above 0"),
-            ("balance", finite(self.balance) and self.balance >= 0, "a number from 0 on"),
+            ("balance", finite(self.balance) and self.balance >= 0, "a number >= 0"),
             ("lr", finite(self.lr) and self.lr > 0, "a number above 0"),
-            ("max_iter", whole(self.max_iter, 1), "a whole number from 1 on"),
+            ("max_iter", whole(self.max_iter, 1), "a whole number >= 1"),
             ("init", self.init in ("random", "fps"), "random or fps"),
             ("distance", self.distance in ("euclidean", "cosine"), "euclidean or cosine"),
             ("scheduler", self.scheduler in ("none", "cosine"), "none or cosine"),
-            ("batch_size", self.batch_size is None or whole(self.batch_size, 1), "a whole number from 1 on, or None"),
-            ("chunk", self.chunk is None or whole(self.chunk, 1), "a whole number from 1 on, or None"),
-            ("seed", whole(self.seed, 0), "a whole number from 0 on"),
+            ("batch_size", self.batch_size is None or whole(self.batch_size, 1), "None or a whole number >= 1"),
+            ("chunk", self.chunk is None or whole(self.chunk, 1), "None or a whole number >= 1"),
+            ("seed", whole(self.seed, 0), "a whole number >= 0"),
         ):
             if not is_right:
                 raise InputError(f"{name} {getattr(self, name)!r} must be {rule}")
 
     def starting_samples(self, pool: Pool, budget: int) -> list[int]:
-        """The samples at which the prototypes start: random ones, or farthest points (fps)."""
+        """Return the samples at which the prototypes start: random ones, or farthest points (fps)."""
         if self.init == "random":
             return random_samples(pool.candidates, budget, self.seed)
         return farthest_points(pool, budget, self.seed, self.distance)
 
     def batches(self, n: int, part: slice) -> Iterator[np.ndarray] | None:
-        """For each iteration the samples of a random batch of n that are in this part of the pool; None: use all.
+        """For each iteration, draw a random batch of the n samples and return those in `part`; None means use all.
 
-        They are ascending and counted from the part's start. All processes draw the same batches.
+        Samples are ascending and counted from the part's start. All processes draw the same batches.
         """
         if self.batch_size is None or self.batch_size >= n:
             return None
@@ -115,16 +115,16 @@ def select(
     Args:
         features: pool features (n, d), of any norm; a memory-mapped array is read a block at a time.
         budget: k, the number of samples to choose.
-        labeled: pool samples that have labels already. They are fixed prototypes: they attract samples and repel the
+        labeled: pool samples that already have labels. They are fixed prototypes: they attract samples and repel the
             other prototypes, never move, and are not among the chosen.
-        excluded: pool samples that must not be chosen. They still are part of the pool to cover.
+        excluded: pool samples that must not be chosen. They remain part of the pool to cover.
         processes: this process among those that share the work, each with its own rows of the pool; every one of them
             calls this function and gets the same result. None is this process alone, on `device`.
         progress: show a bar with the loss.
         observe: called with the number of steps made, from 0 to max_iter, and the unit prototypes (k, d) after them.
         settings: fields of `Settings`, such as seed=1 or temperature=0.1.
     Raises:
-        InputError: a budget that does not fit the pool, indices outside it, or a row that is zero or not finite.
+        InputError: if the budget does not fit the pool, an index is outside it, or a row is zero or not finite.
     """
     candidates, settings = Candidates(len(features), tuple(labeled), tuple(excluded)), Settings(**settings)
     candidates.check(budget)
@@ -135,14 +135,14 @@ def select(
 def optimise(
     pool: Pool, budget: int, settings: Settings, progress: bool = False, observe: Observer | None = None
 ) -> Selection:
-    """The same for a pool that is read already: what reference.py does, in bounded memory."""
+    """Do the same for a pool that is already read: what reference.py does, in bounded memory."""
     processes, tau = pool.processes, settings.temperature
     part, k = processes.part(pool.n), budget + len(pool.candidates.labeled)
     theta = pool.rows_of(settings.starting_samples(pool, budget))  # (k, d)
     labeled = pool.rows_of(pool.candidates.labeled)  # (m, d)
     batches = settings.batches(pool.n, part)
     batch, nearest_prototypes = pool.rows, NearestPrototypes(pool.rows, k, settings.chunk)
-    mean, square, steps = torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros(())  # of Adam
+    mean, square, steps = torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros(())  # Adam's
     losses = torch.zeros(settings.max_iter, device=theta.device)
     shown = progress and processes.is_main
     bar = progress_bar(range(settings.max_iter), "optimising prototypes", unit="it", disable=not shown)
@@ -170,7 +170,7 @@ def optimise(
 
 
 def unit_prototypes(theta: Tensor, settings: Settings) -> Tensor:
-    """Unit rows (k, d) of what was optimised. Raises InputError where it diverged."""
+    """Return theta as unit rows (k, d). Raises InputError if the optimisation diverged."""
     prototypes = F.normalize(theta, dim=1)
     if not prototypes.isfinite().all():
         lowered = f"temperature {settings.temperature:g} is too low, or lr {settings.lr:g} too high"
@@ -179,7 +179,7 @@ def unit_prototypes(theta: Tensor, settings: Settings) -> Tensor:
 
 
 def lr_at(iteration: int, settings: Settings) -> float:
-    """The learning rate: constant, or that of CosineAnnealingLR stepped after every iteration."""
+    """Return the learning rate: constant, or that of CosineAnnealingLR stepped after every iteration."""
     if settings.scheduler == "none":
         return settings.lr
     fallen = (1 + math.cos(math.pi * iteration / settings.max_iter)) / 2
@@ -187,6 +187,6 @@ def lr_at(iteration: int, settings: Settings) -> float:
 
 
 def memory_bytes(pool_rows: int, batch_rows: int, d: int, k: int) -> int:
-    """Memory of a process that holds `pool_rows` of the pool and uses `batch_rows` of them for an iteration."""
-    # The batch, or of a whole pool at most as much in its principal axes, comes on top of the pool.
+    """Estimate the memory of a process that holds `pool_rows` of the pool and uses `batch_rows` in an iteration."""
+    # On top of the pool comes the batch or, if it is the whole pool, its projection on principal axes, no larger.
     return 4 * d * (pool_rows + batch_rows + COPIES_OF_PROTOTYPES * k) + BYTES_PER_SAMPLE * batch_rows + WORKING_BYTES

@@ -1,5 +1,5 @@
-"""What ActiveFT is compared with: other ways to choose a subset of a pool, one public function per method.
+"""Baselines to compare ActiveFT with: other ways to choose a subset of a pool, one public function per method.
 
-They choose from features (n, d) of unit rows as ActiveFT does (CoreSet: of rows as extracted), know of labelled and
-excluded samples, and hold the features, a few numbers per sample, and a chunk of similarities at a time.
+Like ActiveFT, they choose from unit rows (n, d) (CoreSet: from rows as extracted) and respect labelled and excluded
+samples. In memory they hold the features, a few numbers per sample, and a chunk of similarities at a time.
 """

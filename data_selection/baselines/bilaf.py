@@ -1,4 +1,4 @@
-"""BiLAF: core samples, by ActiveFT say, then samples at the boundaries between the classes that these represent."""
+"""BiLAF: core samples, by default from ActiveFT, then samples at the boundaries between their pseudo-classes."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,28 +30,27 @@ def bilaf_samples(
 ) -> list[int]:
     """BiLAF (Lu et al., NeurIPS 2024): K core samples, then boundary samples of the K pseudo-classes around them.
 
-    Every sample belongs to the class of its nearest core; the tenth of a class that is in its sparsest parts is noise
-    (`entering_order`). A class gets its part of the budget, the core included, by the number |U_i| of its other
-    samples, and spends it on those that are least clearly inside (`boundary_samples`).
+    Every sample belongs to the class of its nearest core sample; the tenth of a class in its sparsest parts is noise
+    (`entering_order`). Each class gets a share of the budget, core included, in proportion to |U_i|, the number of its
+    samples without noise, and spends it on those least clearly inside the class (`boundary_samples`).
 
-    The parts are rounded down. What remains goes one by one to the class that is furthest below its exact part, the
-    first on ties; a class with more labelled samples than its part, or fewer samples, leaves the difference to the
-    others in the same way. When all of U_i is chosen or around chosen samples, those around them come next, then noise.
+    Shares are rounded down. The remainder goes one by one to the class furthest below its exact share, the first on
+    ties; if a class has more labelled samples than its share, or fewer samples, the others make up the difference in
+    the same way. Once all of U_i is chosen or near chosen samples, the near ones come next, then noise.
 
-    Labelled samples are the core as far as they go: with fewer than K, all of them; with more, the K that
-    `select_core` takes when it may take no others. The rest count as chosen in their classes. Excluded samples are part
-    of their class, and are never chosen.
+    Labelled samples come first in the core: all of them if they are fewer than K, else the K of them that `select_core`
+    takes. The rest count as chosen in their classes. Excluded samples belong to their class, but are never chosen.
 
     (departure) This is the method of the paper. The published code does not normalise the features here, orders the
     samples of a class differently, and can choose a sample twice.
 
     Args:
-        core_number: K, with the labelled samples; by default 50 or 0.5% of the pool, what is more, but at most half of
-            the budget and the labelled samples.
-        core_ids: the core itself, instead; samples of it that are not labelled are chosen first.
-        select_core: another method for the core than ActiveFT.
+        core_number: K, labelled samples included; by default 50 or 0.5% of the pool, whichever is more, but at most
+            half of budget and labelled samples together.
+        core_ids: the core itself, instead of K; those of them that are not labelled are chosen first.
+        select_core: method to choose the core with, instead of ActiveFT.
     Returns: k distinct indices, the core first.
-    Raises: InputError, at once, for a core that does not fit the budget.
+    Raises: InputError, at once, if the core does not fit the budget.
     """
     labeled = dict.fromkeys(pool.candidates.labeled)
     total = k + len(labeled)
@@ -67,7 +66,7 @@ def bilaf_samples(
     activeft = lambda pool, count: optimise(pool, count, Settings(seed=seed), progress=True).indices  # noqa: E731
     core = list(core_ids) or core_samples(pool, count, select_core or activeft)
 
-    known = dict.fromkeys([*core, *labeled])  # chosen before any boundary, in order
+    known = dict.fromkeys([*core, *labeled])  # in the order chosen, before any boundary sample
     closed = pool.closed()
     closed[list(known)] = True
     cluster, _ = representatives(pool, core)
@@ -89,7 +88,7 @@ def bilaf_samples(
 
 
 def core_samples(pool: Pool, count: int, select_core: SelectCore) -> list[int]:
-    """So many samples, the labelled ones first: all of them, or those of them that the method takes."""
+    """Choose `count` samples: all labelled ones, then others; or, if `count` are labelled, from these alone."""
     labeled = pool.candidates.labeled
     if count > len(labeled):
         return [*labeled, *select_core(pool, count - len(labeled))]
@@ -98,13 +97,13 @@ def core_samples(pool: Pool, count: int, select_core: SelectCore) -> list[int]:
 
 
 def without_noise(size: int) -> int:
-    """|U_i|, of a class of N_i samples: P_rm N_i, rounded down, are noise; in a class of less than 10 none is."""
+    """Return |U_i| for a class of N_i samples: P_rm N_i, rounded down, are noise; none in a class of fewer than 10."""
     return size - size // PARTS
 
 
 def shares(total: int, sizes: Sequence[int], least: Sequence[int], most: Sequence[int]) -> list[int]:
-    """Whole numbers of this sum, as near to proportional to the sizes as their bounds allow."""
-    exact = total * np.array(sizes, dtype=np.int64)  # times the sum of the sizes, so that nothing is rounded
+    """Split `total` into whole numbers, as nearly proportional to the sizes as their bounds allow."""
+    exact = total * np.array(sizes, dtype=np.int64)  # multiplied by the sum of the sizes, so that nothing is rounded
     unit, least, most = sum(sizes), np.array(least), np.array(most)
     parts = (exact // unit).clip(least, most)
     while missing := total - int(parts.sum()):
@@ -118,18 +117,18 @@ def shares(total: int, sizes: Sequence[int], least: Sequence[int], most: Sequenc
 def boundary_samples(
     features: Tensor, core: Sequence[int], own: int, members: Tensor, known: Sequence[int], budget: int, closed: Tensor
 ) -> list[int]:
-    """The boundary samples of one pseudo-class (steps 3, 5, 6 and 7).
+    """Choose the boundary samples of one pseudo-class (steps 3, 5, 6 and 7).
 
     With d(x) the mean distance to all of U_i, and t_l the number of chosen samples of the class whose nearest other
-    core is c_l, the next is always the candidate with the least
+    core is c_l, the next choice is always the candidate with the least
         min over l != i of (delta^t_l |x - c_l| - d(x)) / max(|x - c_l|, d(x)).
-    With each chosen sample the floor(|U_i| / budget) candidates nearest to it, itself one of them, are none any more.
+    Each chosen sample removes the floor(|U_i| / budget) candidates nearest to it, itself included.
 
     Args:
-        core, own: the indices of all core samples, and which of them is this class's.
+        core, own: the indices of all core samples, and the position of this class's among them.
         members: the indices (c,) of the class.
-        known: those of them that are chosen already, the core first; they are part of the budget.
-        closed: whether each sample of the pool (n,) cannot be chosen.
+        known: the members already chosen, the core first; they count towards the budget.
+        closed: mask (n,) of the pool's samples that cannot be chosen.
     Returns: budget - len(known) indices.
     """
     centres = features[list(core)]  # (k, d)
@@ -149,7 +148,7 @@ def boundary_samples(
         return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
     score, opponent = least_score(torch.arange(len(rows), device=rows.device))
-    nearest_core = opponent.clone()  # as long as nothing is penalised the least score is that of the nearest
+    nearest_core = opponent.clone()  # while nothing is penalised, the nearest core has the least score
     open_members = ~closed[members]
     rank = torch.zeros(len(rows), dtype=torch.int8, device=rows.device)  # 0: candidates, which come first
     rank[size:] = 2  # noise
@@ -181,9 +180,9 @@ def boundary_samples(
 
 
 def entering_order(features: Tensor, members: Tensor, core: int) -> Tensor:
-    """The members of a class as they enter U, which starts as its core; those that do not, the noise, last (step 3).
+    """Order a class's members as they enter U, which starts as its core; the noise, which never enters, last (step 3).
 
-    In each round the P_in N_i, at least one, enter whose mean distance to their 10 nearest in U is least.
+    In each round, those P_in N_i members enter (at least one) whose mean distance to their 10 nearest in U is least.
     """
     rows, size = features[members], without_noise(len(members))
     start = int((members == core).nonzero())

@@ -1,4 +1,4 @@
-"""K-means clusters of a pool, and the baselines that choose from each of them: K-means itself, TypiClust and USL."""
+"""K-means clusters of a pool, and the baselines that choose from each cluster: K-means itself, TypiClust and USL."""
 
 import warnings
 from itertools import islice, zip_longest
@@ -14,19 +14,19 @@ from data_selection.activeft.pool import Pool, chunks, distance, rows_at_a_time
 from data_selection.activeft.prototypes import match_prototypes, most_similar_free
 
 ITERATIONS = 100
-MOST_CLUSTERS = 500  # of TypiClust
-FEW_CLUSTERS = 50  # up to so many, TypiClust's k-means sees all samples at every step
+MOST_CLUSTERS = 500  # for TypiClust
+FEW_CLUSTERS = 50  # up to this many, TypiClust's k-means uses all samples at every step
 MINIBATCH = 5000
-TINY_CLUSTER = 5  # what is no larger gives TypiClust no sample, as long as there are others
+TINY_CLUSTER = 5  # TypiClust chooses from clusters no larger than this only when the others are used up
 NEIGHBOURS = 20
 ROWS_AT_A_TIME = 512
-LEAST_DISTANCE = 1e-3  # of two samples; nearer ones, duplicates say, count as so far apart in USL
+LEAST_DISTANCE = 1e-3  # between two samples in USL; closer ones, such as duplicates, count as this far apart
 
 
 def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None = None) -> tuple[Tensor, Tensor]:
-    """K-means of (n, d) by scikit-learn, from one k-means++ start: each sample's cluster (n,), the centres (count, d).
+    """Run scikit-learn's k-means on (n, d) from one k-means++ start; return clusters (n,) and centres (count, d).
 
-    minibatch: rows an update is made from; None is Lloyd's algorithm on all of them.
+    minibatch: rows per update; None means Lloyd's algorithm on all rows.
     """
     rows = features.cpu().numpy()
     print(f"k-means: {len(rows)} samples into {count} clusters", flush=True)
@@ -35,16 +35,16 @@ def clusters_of(features: Tensor, count: int, seed: int, minibatch: int | None =
     else:
         kmeans = KMeans(count, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of samples that are equal
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised if samples are equal
         kmeans.fit(rows)
     cluster = torch.from_numpy(kmeans.labels_.astype(np.int64)).to(features.device)
     return cluster, torch.from_numpy(kmeans.cluster_centers_).to(features)
 
 
 def unlabelled_clusters(pool: Pool, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """K-means into k + m clusters, with m labelled samples, of which k are to give a sample each.
+    """Run k-means into k + m clusters, m the number of labelled samples, and pick k that are to give a sample each.
 
-    Returns: the cluster of each sample (n,), the centres (k + m, d), and those k clusters: the largest that hold no
+    Returns: the cluster of each sample (n,), the centres (k + m, d), and the k clusters picked: the largest without a
     labelled sample.
     """
     labeled = list(pool.candidates.labeled)
@@ -56,7 +56,7 @@ def unlabelled_clusters(pool: Pool, k: int, seed: int) -> tuple[Tensor, Tensor, 
 
 
 def kmeans_samples(pool: Pool, k: int, seed: int) -> list[int]:
-    """K-means: the sample nearest to each of k centres that no other centre took."""
+    """K-means: choose, for each of k centres, the nearest sample that no other centre took."""
     _, centres, largest = unlabelled_clusters(pool, k, seed)
     return match_prototypes(pool, centres[largest])
 
@@ -64,9 +64,9 @@ def kmeans_samples(pool: Pool, k: int, seed: int) -> list[int]:
 def typiclust_samples(pool: Pool, k: int, seed: int) -> list[int]:
     """TypiClust (Hacohen et al., ICML 2022, algorithm 1), with the settings of its published code.
 
-    K-means gives as many clusters as samples will be labelled, at most 500. Those with the fewest labelled samples come
-    first, and of these the largest; each in turn gives its most typical sample, round after round. (departure) The
-    published code ranks a cluster anew, without what it has given, in each round; here it is ranked once, by all of it.
+    K-means makes as many clusters as samples will be labelled, at most 500. Clusters with the fewest labelled samples
+    come first, larger ones before smaller; each in turn gives its most typical sample, round after round. (departure)
+    The published code ranks a cluster anew in each round, without what it has given; here, only once and in full.
 
     Returns: k distinct indices, in the order chosen.
     """
@@ -89,7 +89,7 @@ def typiclust_samples(pool: Pool, k: int, seed: int) -> list[int]:
 
 
 def typicality(members: Tensor) -> Tensor:
-    """(c,), of a cluster's unit rows (c, d): 1 / the mean distance to the 20 nearest others, or half of all (eq. 1)."""
+    """Return 1 / mean distance (c,) of a cluster's unit rows (c, d) to their 20 nearest, or half of all (eq. 1)."""
     neighbours = min(NEIGHBOURS, len(members) // 2)
     if neighbours < 1:
         return torch.ones(len(members), device=members.device)
@@ -103,17 +103,17 @@ def typicality(members: Tensor) -> Tensor:
 def usl_samples(
     pool: Pool, k: int, seed: int, neighbours: int = 20, repulsion: float = 0.05, alpha: float = 1.0, rounds: int = 2
 ) -> list[int]:
-    """USL (Wang, Lian and Yu, ECCV 2022): in each of k clusters the sample with most density - w * repulsion.
+    """USL (Wang, Lian and Yu, ECCV 2022): in each of k clusters, the sample with the largest density - w * repulsion.
 
     The density of x is the inverse of the mean distance to its m nearest samples; its repulsion is the sum of
-    1 / |x - x_j|^(2 alpha) over the samples x_j chosen in other clusters. The first choice is the densest of each
-    cluster; then all are chosen anew, together, in each round. Labelled samples repel too, and the clusters that hold
-    some are left to them, as in `kmeans_samples`. Where fewer than k clusters hold a sample that can be chosen, the
-    rest are those with most density - w * repulsion, whatever their cluster.
+    1 / |x - x_j|^(2 alpha) over the samples x_j chosen in other clusters. The first choice is each cluster's densest
+    sample; in each round, all are then chosen anew, together. Labelled samples repel too, and clusters that hold one
+    give no sample, as in `kmeans_samples`. If fewer than k clusters hold a sample that can be chosen, the rest are the
+    samples with the largest density - w * repulsion in any cluster.
 
     Args:
         neighbours: m; the paper's 20 for ImageNet (400 for CIFAR10).
-        repulsion: w; the least of the paper's 0.05 to 1.5 for ImageNet.
+        repulsion: w; the smallest of the paper's 0.05 to 1.5 for ImageNet.
         alpha, rounds: the paper's for ImageNet.
     Returns: k distinct indices.
     """
@@ -134,7 +134,7 @@ def usl_samples(
 
 
 def densities(features: Tensor, neighbours: int) -> Tensor:
-    """The inverse of the mean distance to so many nearest others (n,), of unit rows (n, d)."""
+    """Return the inverse mean distance (n,) of unit rows (n, d) to their `neighbours` nearest others."""
     nobody = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     found = []
     for rows in progress_bar(list(chunks(len(features), ROWS_AT_A_TIME)), desc="densities"):
@@ -144,7 +144,7 @@ def densities(features: Tensor, neighbours: int) -> Tensor:
 
 
 def repulsion_by(features: Tensor, cluster: Tensor, chosen: Tensor, alpha: float) -> Tensor:
-    """Of each sample (n,), from the chosen samples (c,) of other clusters than its own."""
+    """Return the repulsion of each sample (n,) by the chosen samples (c,) of other clusters."""
     found = []
     for rows in chunks(len(features), ROWS_AT_A_TIME):
         apart = distance(features[rows] @ features[chosen].T).clamp_min(LEAST_DISTANCE)  # (chunk, d) x (d, c)
@@ -154,7 +154,7 @@ def repulsion_by(features: Tensor, cluster: Tensor, chosen: Tensor, alpha: float
 
 
 def best_of_clusters(utility: Tensor, cluster: Tensor, samples: Tensor) -> Tensor:
-    """Of each cluster that holds some of these samples, the one of most utility; the first on ties."""
+    """Return, for each cluster that holds some of `samples`, the one with the most utility; the first on ties."""
     ranked = samples[utility[samples].argsort(descending=True, stable=True)]
     ranked = ranked[cluster[ranked].argsort(stable=True)]  # cluster after cluster
     return ranked[cluster[ranked].diff(prepend=cluster.new_tensor([-1])) > 0]  # the first of each

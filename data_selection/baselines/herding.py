@@ -7,16 +7,16 @@ from common.progress import progress_bar
 from data_selection.activeft.pool import Pool, chunks, rows_at_a_time
 
 BLOCK = 1024  # rows and columns of similarities that stay in a processor's cache
-FIRST_PORTION = 8  # candidates looked at together, then twice as many
-TIE = 1e-5  # of a gain: what rounding may make of equal ones
+FIRST_PORTION = 8  # candidates examined together at first, then twice as many each time
+TIE = 1e-5  # relative difference that rounding may make between equal gains
 
 
 def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
     """Herding (Welling, ICML 2009, eq. 5 and 6), on the features themselves.
 
     With mu the pool's mean, w_0 = mu: choose x_t = argmax w_{t-1} . x, then w_t = w_{t-1} + mu - x_t. On unit rows this
-    is the sample that brings the mean of all chosen nearest to mu. Labelled samples count as chosen first. The seed is
-    without effect.
+    is the sample that brings the mean of all chosen nearest to mu. Labelled samples count as chosen first. The seed has
+    no effect.
 
     Returns: k distinct indices, in the order chosen.
     """
@@ -35,16 +35,16 @@ def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
 
 
 def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> list[int]:
-    """MaxHerding (Bae et al., ECCV 2024): always the sample that adds most to the generalised coverage of the pool.
+    """MaxHerding (Bae et al., ECCV 2024): always choose the sample that adds most to the pool's generalised coverage.
 
     The coverage is the mean over the pool of the greatest similarity exp(-(|x_i - x| / sigma)^2) to a chosen x. With
     m_i the greatest so far, 0 at the start, x gains sum_i max(exp(-(|x_i - x| / sigma)^2) - m_i, 0). Labelled samples
-    are chosen first. Nested: the first samples are the choice of a smaller budget. Equal gains are common (two samples
-    that only add to the coverage of each other, duplicates): the first index wins.
+    are chosen first. Nested: the first samples are the choice for a smaller budget. Equal gains are common (duplicates,
+    or two samples that only add to the coverage of each other): the first index wins.
 
-    (departure) The authors draw 35,000 candidates at random; here all are looked at, exactly. Gains only fall, so that
-    a gain of an earlier turn is an upper bound: only candidates whose bound is above the best gain are computed anew.
-    The seed is without effect.
+    (departure) The authors draw 35,000 candidates at random; here all are considered, exactly. Gains only fall, so a
+    gain from an earlier turn is an upper bound: only candidates whose bound is above the best gain are recomputed.
+    The seed has no effect.
 
     Returns: k distinct indices, in the order chosen.
     """
@@ -91,5 +91,5 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
         newest = torch.tensor(chosen[-1:], device=features.device)
         torch.maximum(covered, similarity(newest)[0], out=covered)
         bounds[newest] = -torch.inf
-        torch.eq(bounds, 0, out=gained)  # no gain falls below that
+        torch.eq(bounds, 0, out=gained)  # a gain cannot fall below 0
     return chosen

@@ -1,6 +1,6 @@
-"""The baselines: what each does, needs and costs, where it is, and which options are its own.
+"""The baselines: what each does, needs and costs, where its code is, and which options are its own.
 
-The times and memory are those of the whole process with all defaults, on features of CIFAR-10's images by a small ViT:
+Times and memory are those of the whole process, with all defaults, on a small ViT's features of CIFAR-10's images:
 OMP_NUM_THREADS=1 /usr/bin/time -f "%U %S %M" python sample_tools/baseline.py --number 1000 --device cpu ...
 with torch 2.14.
 """
@@ -8,8 +8,8 @@ with torch 2.14.
 from dataclasses import dataclass
 
 MEASURED_ON = (
-    "measured for 1,000 of 50,000 images, 384 features of each: CPU seconds (user and system) of the whole command "
-    "with one thread, on a server that was idle or ran another of them, and its peak resident memory, of which Python "
+    "measured for 1,000 of 50,000 images, 384 features each: CPU seconds (user and system) of the whole command "
+    "with one thread, on a server that was idle or ran one other, and its peak resident memory, of which Python "
     "with torch is 664 MB"
 )
 
@@ -18,8 +18,8 @@ MEASURED_ON = (
 class Baseline:
     """One method.
 
-    idea: with its source. needs: beside the features. scaling: arithmetic and memory beside the features, with n images
-    and k to choose. measured: CPU seconds (user and system) and the peak of resident memory. function: where it is.
+    idea: with its source. needs: besides the features. scaling: arithmetic, and memory besides the features, for n
+    images and k to choose. measured: CPU seconds (user and system) and peak resident memory. function: its import path.
     options: those of baseline.py that only apply to it.
     """
 
@@ -84,7 +84,7 @@ BASELINES = {
     ),
     "maxherding": Baseline(
         "samples that cover most of the pool, the nearer the better (Bae et al., ECCV 2024)",
-        "nothing; --sigma, 1, hardly matters",
+        "nothing; --sigma (default 1) hardly matters",
         "n^2 / 2 similarities at first, about 7 n^2 for k = n / 50; O(n) memory",
         "220 s, 717 MB",
         "data_selection.baselines.herding:maxherding_samples",
@@ -99,8 +99,8 @@ BASELINES = {
         ("core_number", "core_ids", "core_method"),
     ),
     "usl": Baseline(
-        "of each k-means cluster the densest sample far from the others' (Wang et al., ECCV 2022)",
-        "scikit-learn; its weight of the repulsion, --repulsion, matters",
+        "from each k-means cluster, a dense sample far from the other clusters' (Wang et al., ECCV 2022)",
+        "scikit-learn; the weight of its repulsion, --repulsion, matters",
         "n^2 similarities and k-means into k clusters; a copy of the features",
         "87 s, 1,008 MB",
         "data_selection.baselines.clusters:usl_samples",
@@ -110,7 +110,7 @@ BASELINES = {
 
 
 def listing() -> str:
-    """All of it, for people."""
+    """Return all of it as text."""
     lines = []
     for name, method in BASELINES.items():
         own = "".join(f" --{option}" for option in method.options)

@@ -10,13 +10,13 @@ from data_selection.activeft.pool import Pool, chunks, distance, rows_at_a_time
 from data_selection.baselines.clusters import clusters_of
 
 PURITY = 0.95
-PURITY_SAMPLES = 10_000  # whose balls the radius is estimated from
+PURITY_SAMPLES = 10_000  # centres of the balls that the radius is estimated from
 
 
 def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]:
     """ProbCover (Yehuda et al., NeurIPS 2022, algorithm 1): always the sample whose ball covers most of what is left.
 
-    Labelled samples cover their balls first. When all is covered, the rest is drawn at random. The graph is never held.
+    Labelled samples cover their balls first. Once all is covered, the rest is drawn at random. The graph is not stored.
 
     Args:
         radius: delta, the Euclidean radius of the balls.
@@ -27,10 +27,10 @@ def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]
     covered = torch.zeros(n, dtype=torch.bool, device=features.device)
     closed = pool.closed()
     gain = torch.zeros(n, dtype=torch.int64, device=features.device)  # uncovered samples in each ball
-    buffer = features.new_empty(rows_at_a_time(n), n)  # a new one for every chunk would leave holes in memory
+    buffer = features.new_empty(rows_at_a_time(n), n)  # a new one per chunk would fragment memory
 
     def in_balls_of(rows: Tensor) -> Tensor:
-        """How many of these samples are in the ball of each sample, (n,)."""
+        """Count how many of these samples are in the ball of each sample (n,)."""
         return (torch.mm(features[rows], features.T, out=buffer[: len(rows)]) >= least).sum(dim=0)
 
     for rows in progress_bar(torch.arange(n, device=features.device).split(rows_at_a_time(n)), desc="balls"):
@@ -58,10 +58,10 @@ def probcover_samples(pool: Pool, k: int, seed: int, radius: float) -> list[int]
 
 
 def purest_radius(features: Tensor, classes: int, seed: int) -> float:
-    """delta: the largest radius at which 95% of the balls are pure, with k-means clusters for classes, as in the paper.
+    """Return delta: the largest radius with 95% of the balls pure; classes are k-means clusters, as in the paper.
 
     A ball is pure as long as it is smaller than the distance from its centre to the nearest sample of another cluster.
-    At most 10,000 of the unit rows (n, d), drawn at random, are the centres looked at.
+    The centres are at most 10,000 of the unit rows (n, d), drawn at random.
     """
     n = len(features)
     cluster, _ = clusters_of(features, classes, seed)

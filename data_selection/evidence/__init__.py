@@ -3,6 +3,6 @@
 measures.py      each number, from a subset and the pool; all of them, for random subsets of the same size too
 comparison.py    the table and the verdict
 annotations.py, duplicates.py  labels, predictions, masks, near-duplicates of the pool
-pictures.py      what page/, the HTML page, shows: the map, chosen images and those they represent
+pictures.py      contents of the HTML page (page/): the map, chosen images and those they represent
 report_files.py  from the options of report.py to its three files
 """

@@ -1,4 +1,4 @@
-"""What is known of the images by now: which were labelled before the choice, labels, predictions, and masks."""
+"""Read what is known about the images by now: those labelled before the choice, labels, predictions, and masks."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ DEEP_ENOUGH = 3  # folders above an image in ADE20K's layout
 
 
 class Annotations(NamedTuple):
-    """labeled: samples that had labels when the subsets were chosen. labels, predictions: of samples, in words."""
+    """labeled: samples that had labels when the subsets were chosen. labels, predictions: by sample, in words."""
 
     labeled: tuple[int, ...]
     labels: dict[int, str]
@@ -28,7 +28,7 @@ class Annotations(NamedTuple):
 
 
 def read_annotations(args: argparse.Namespace, n: int) -> Annotations:
-    """Raises InputError for what cannot be read, or is of images outside the pool."""
+    """Read the annotations. Raises InputError if a file cannot be read, or names images outside the pool."""
     given = args.labeled_ids or []
     labeled, _ = read_labeled_ids(given, args.feature_path, n)
     lists = [*filter(is_image_list, given), *(args.labels or [])]
@@ -42,9 +42,9 @@ def read_annotations(args: argparse.Namespace, n: int) -> Annotations:
 
 
 def read_pixel_classes(paths: Sequence[Path] | None, args: argparse.Namespace) -> PixelClasses | None:
-    """Read the mask of every image; None, said where some are there, unless all have one.
+    """Read the mask of every image. Unless all have one, return None, with a message if some have.
 
-    Raises: InputError for a mask that cannot be used (common.scenes.MaskLabels.read).
+    Raises: InputError if a mask cannot be used (common.scenes.MaskLabels.read).
     """
     masks = [mask_of(path) for path in paths or () if len(path.parents) > DEEP_ENOUGH]
     known = sum(mask.is_file() for mask in masks)

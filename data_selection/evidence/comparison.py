@@ -1,4 +1,4 @@
-"""How a subset compares with random ones of its size: the table's rows, and the verdict in one sentence."""
+"""Compare a subset with random ones of its size: the table's rows, and the verdict in one sentence."""
 
 import math
 import statistics
@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from data_selection.evidence.measures import Values
 
-MARKED = 2  # standard deviations from the mean of random subsets: the table marks these,
-CLAIMED = 3  # and the verdict counts these as a difference
-ROUNDING = 1e-6  # no difference, even where random subsets do not differ at all
+MARKED = 2  # standard deviations from the mean of random subsets beyond which the table marks a value
+CLAIMED = 3  # the same for the verdict to claim a difference
+ROUNDING = 1e-6  # a smaller difference counts as none, even if random subsets do not differ at all
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ MEASURES = (
     Measure("diversity_min", APART, "Distance between nearest chosen images, smallest", "higher"),
     Measure("near_duplicates", APART, "Chosen images with a chosen near-duplicate", "lower", "count"),
     Measure("share_max", PARTS, "Largest share of the pool that one chosen image represents", "lower", "share"),
-    Measure("share_evenness", PARTS, "Evenness of the shares, 1 where all are equal", "higher"),
+    Measure("share_evenness", PARTS, "Evenness of the shares, 1 if all are equal", "higher"),
     Measure("alone", PARTS, "Chosen images that represent only themselves", "lower", "count"),
     Measure("classes_missing", CLASSES, "Classes of the pool without a chosen image", "lower", "count"),
     Measure("class_smallest", CLASSES, "Images of the rarest class", "higher", "count"),
@@ -50,7 +50,7 @@ MEASURES = (
 
 FEWEST_DIGITS, MOST_DIGITS = 2, 5
 EMD, HARDEST = "emd", "coverage_95"
-CLOSER, TRADES = "is closer to the pool than {beaten} ({emd})", "trades one for the other: it"
+CLOSER, TRADES = "is closer to the pool than {beaten} ({emd})", "is a trade-off: it"
 WORSE = "is worse than random"
 SENTENCES = {  # by how EMD and HARDEST compare with random
     ("better", "better"): f"{CLOSER}, and is closer to the hardest images ({{hardest}})",
@@ -70,7 +70,7 @@ MERITS = {
 
 
 def mean_and_std(each: Sequence[Values]) -> dict[str, Values]:
-    """Mean and standard deviation of every measure over random subsets, at least two; None where one is None."""
+    """Return every measure's mean and standard deviation over random subsets, at least two; None if a value is None."""
     of = {key: [values[key] for values in each] for key in each[0]}
     known = {key: None not in values for key, values in of.items()}
     return {
@@ -80,14 +80,14 @@ def mean_and_std(each: Sequence[Values]) -> dict[str, Values]:
 
 
 def by_chance(deviations: float, random_seeds: int) -> float:
-    """How often one more random subset would differ by so many standard deviations (two-sided, if normal)."""
+    """Return how often one more random subset would differ by so many standard deviations (two-sided, if normal)."""
     from scipy.stats import t  # slow to load
 
     return float(2 * t.sf(deviations / (1 + 1 / random_seeds) ** 0.5, random_seeds - 1))
 
 
 def compared(values: Values, random: dict[str, Values], deviations: float) -> dict[str, str]:
-    """For every measure: better or worse than random by more than so many standard deviations, or same."""
+    """Return per measure: better or worse than random by more than `deviations` standard deviations, or same."""
     outcome = {}
     for measure in MEASURES:
         value, mean = values.get(measure.key), random["mean"].get(measure.key)
@@ -101,16 +101,16 @@ def compared(values: Values, random: dict[str, Values], deviations: float) -> di
 
 
 def verdict(name: str, values: Values, random: dict[str, Values], each: Sequence[Values]) -> str:
-    """One sentence about a subset.
+    """Return one sentence about a subset.
 
     Args:
-        name: subject of the sentence. values: its measures.
-        random: mean and std of random subsets of the same size, and `each` of them.
+        name: subject of the sentence. values: the subset's measures.
+        random: mean and std over random subsets of the same size. each: the measures of each of them.
     """
 
     def in_digits(key: str) -> tuple[str, str]:
         value, mean, std = values[key], random["mean"][key], random["std"][key]
-        digits = min(MOST_DIGITS, 1 - math.floor(math.log10(std))) if std > 0 else MOST_DIGITS  # two of the deviation
+        digits = min(MOST_DIGITS, 1 - math.floor(math.log10(std))) if std > 0 else MOST_DIGITS  # two for the std
         digits = max(digits, FEWEST_DIGITS)
         return f"{value:.{digits}f}", f"against {mean:.{digits}f} ± {std:.{digits}f}"
 
@@ -131,10 +131,10 @@ def verdict(name: str, values: Values, random: dict[str, Values], each: Sequence
 
 
 def summary(entries: Sequence[dict[str, Any]], random: dict[int, dict[str, Values]]) -> str:
-    """The headline: for one subset its own verdict; for several, which is closest to the pool.
+    """Return the headline: for one subset, its own verdict; for several, which is closest to the pool.
 
-    Only subsets of one size are compared with each other: the EMD of finite samples shrinks as they grow. The best is
-    named where it leads the next by more than the verdict's standard deviations of random subsets of that size.
+    Only subsets of the same size are compared with each other: the EMD of finite samples shrinks as they grow. The best
+    is named if it leads the next by more than CLAIMED standard deviations of random subsets of that size.
     """
     if len(entries) == 1:
         return entries[0]["verdict"]
@@ -153,13 +153,13 @@ def summary(entries: Sequence[dict[str, Any]], random: dict[int, dict[str, Value
         none = "none is clearly closer to the pool or to its hardest images than the others"
         parts.append(f"of the {len(rivals)} subsets of {size:,} images {said or none}")
     if not parts:
-        return "The subsets differ in size: each is compared with random ones of its own size only."
+        return "The subsets differ in size: each is compared only with random ones of its own size."
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
 def compare(subsets: Sequence[tuple[str, int, Values]], random: dict[int, list[Values]]) -> dict[str, Any]:
-    """The part of the report that its verdict and its table are made of.
+    """Return the part of the report that its verdict and its table are made of.
 
     subsets: name, size and measures of each. random: for each size, the measures of every random subset of that size.
     """

@@ -10,19 +10,19 @@ from common.progress import progress_bar
 from data_selection.activeft.assignment import nearest_of_all
 
 ROWS_AT_A_TIME = 1024
-EQUAL = 1 - 1e-6  # the cosine of equal rows, less what rounding may take from it
-LARGEST_POOL = 200_000  # of a report: the time grows with the square
+EQUAL = 1 - 1e-6  # the cosine of equal rows, less the rounding error
+LARGEST_POOL = 200_000  # a report searches no larger one: the time grows with the square
 
 
 def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> Tensor:
-    """For each sample the one that it is a near-duplicate of: the first of its group, itself where it is that.
+    """Return, for each sample, the first of its group of near-duplicates (which may be itself).
 
-    Going through the samples in order, each joins the group of a first one to which its cosine is at least
-    `similarity`, or begins a group. Members of a group are so similar to its first one, not all to each other.
+    In order, each sample joins a group if its cosine to the group's first sample is at least `similarity`, or else
+    begins a group. Members of a group are that similar to its first sample, not necessarily to each other.
 
     Args:
         rows: unit rows (n, d). first: samples that each begin a group, before all others.
-    Returns: indices (n,), int64. At most n d / 2 multiplications per sample, and memory for the first ones' rows.
+    Returns: indices (n,), int64. Costs at most n d / 2 multiplications per sample, and memory for the firsts' rows.
     """
     similarity = min(similarity, EQUAL)
     group = torch.arange(len(rows), device=rows.device)
@@ -45,7 +45,7 @@ def duplicate_of(rows: Tensor, similarity: float, first: Sequence[int] = ()) -> 
 
 
 def groups_of(pool: Tensor, similarity: float) -> list[list[int]] | None:
-    """The groups of at least two near-duplicates, largest first; None when the pool is too large to search."""
+    """Return the groups of at least two near-duplicates, largest first; None if the pool is too large to search."""
     if len(pool) > LARGEST_POOL:
         return None
     group = duplicate_of(pool, similarity).cpu().numpy()  # (n,)

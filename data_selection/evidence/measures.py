@@ -1,6 +1,6 @@
-"""What is measured of one subset of a pool, chosen or random: on unit rows, by Euclidean distance.
+"""Measures of one subset of a pool, chosen or random, on unit rows and by Euclidean distance.
 
-Between unit rows |a - b| = sqrt(2 - 2 a . b). Similarities are computed a chunk at a time: memory is that of the pool.
+For unit rows |a - b| = sqrt(2 - 2 a . b). Similarities are computed a chunk at a time: memory is that of the pool.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from data_selection.activeft.pool import Candidates, Pool, chunks, distance
 from data_selection.activeft.prototypes import random_samples
 from data_selection.evidence.duplicates import EQUAL
 
-Values = dict[str, float | None]  # what is measured of one subset, by name
+Values = dict[str, float | None]  # the measures of one subset, by name
 ROWS_AT_A_TIME = 1024
-EMD_STEPS = 10**9  # of the network simplex: more than any sample that fits in memory needs
+EMD_STEPS = 10**9  # iterations of the network simplex, more than any sample that fits in memory needs
 
 
 def random_part(n: int, size: int, seed: int) -> np.ndarray:
-    """At most `size` of n samples, ascending, int64. Sampled otherwise than random subsets, so equal to none."""
+    """Draw at most `size` of n samples, ascending, int64; another generator than random subsets', so it equals none."""
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
 
 
 def coverage(similarity: Tensor) -> dict[str, float]:
-    """Distance of the pool's samples to the chosen ones that represent them: mean, 95th percentile, maximum."""
+    """Return the pool's distances to the chosen samples that represent it: mean, 95th percentile, maximum."""
     distances = distance(similarity).cpu().numpy()
     return {
         "coverage_mean": float(distances.mean(dtype=np.float64)),
@@ -39,9 +39,9 @@ def coverage(similarity: Tensor) -> dict[str, float]:
 
 
 def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | None]:
-    """Distance of each unit row (k, d) to the nearest other one, mean and minimum, None for a single row.
+    """Return the mean and minimum distance of unit rows (k, d) to their nearest other one, None for a single row.
 
-    near_duplicates: how many have another one of a cosine of at least duplicate_similarity.
+    near_duplicates: how many have another row at a cosine of at least duplicate_similarity.
     """
     if len(rows) < 2:
         return {"diversity_mean": None, "diversity_min": None, "near_duplicates": 0}
@@ -59,7 +59,7 @@ def diversity(rows: Tensor, duplicate_similarity: float) -> dict[str, float | No
 
 
 def shares(represented: np.ndarray) -> dict[str, float]:
-    """How the pool is divided among the chosen samples, each of which represents so many (k,), itself included.
+    """Measure how chosen samples divide the pool, given how many samples each represents (k,), itself included.
 
     share_evenness: the exponential of the shares' entropy, divided by k: 1 when all are equal, 1 / k when one
     represents all. alone: how many represent only themselves.
@@ -73,10 +73,10 @@ def shares(represented: np.ndarray) -> dict[str, float]:
 
 
 def earth_movers_distance(rows: Tensor, pool: Tensor) -> float:
-    """The least mean distance over which unit rows (k, d), of one mass each, are moved to become a pool's (m, d).
+    """Return the least mean distance over which to move unit rows (k, d), of equal mass, to become a pool's (m, d).
 
-    ActiveFT's objective is meant to minimise it (Xie et al., CVPR 2023). It is exact: k m float64 are held.
-    Raises: InputError when the exact solver stops early, which should not happen for samples that fit in memory.
+    ActiveFT's objective is meant to minimise it (Xie et al., CVPR 2023). It is exact, and holds k m float64.
+    Raises: InputError if the exact solver stops early, which should not happen for samples that fit in memory.
     """
     import ot  # slow to load
 
@@ -89,7 +89,7 @@ def earth_movers_distance(rows: Tensor, pool: Tensor) -> float:
 
 
 def class_balance(labels: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    """How the chosen samples' classes compare with the pool's, from all labels (n,), 0 and up.
+    """Compare the chosen samples' classes with the pool's, from all labels (n,), 0 and up.
 
     Returns: how many of the pool's classes are missing, the smallest and largest number of samples of a class, and the
         total variation distance between the class shares of subset and pool (0: equal, 1: nothing in common).
@@ -106,23 +106,23 @@ def class_balance(labels: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
 
 
 def total_variation(first: np.ndarray, second: np.ndarray) -> float:
-    """Between two lists of shares: 0 where they are equal, 1 where they have nothing in common."""
+    """Return the total variation distance of two lists of shares: 0 if equal, 1 if they have nothing in common."""
     return float(np.abs(first - second).sum() / 2)
 
 
 class PixelClasses(NamedTuple):
-    """names (c,) of the classes, and the labelled pixels of each in every image of the pool (n, c)."""
+    """names: of the classes (c,). counts: labelled pixels of each class in each image of the pool (n, c)."""
 
     names: tuple[str, ...]
     counts: np.ndarray
 
     def shares(self, ids: Sequence[int] | None = None) -> np.ndarray:
-        """Of the labelled pixels of some images, or of the whole pool: each class's share (c,). 0 without any."""
+        """Return each class's share (c,) of the labelled pixels of some images, or of the pool; 0 if there are none."""
         pixels = self.counts.sum(axis=0) if ids is None else self.counts[list(ids)].sum(axis=0)
         return pixels / max(1, pixels.sum())
 
     def balance(self, ids: Sequence[int]) -> Values:
-        """How many classes of the pool have no pixel in a subset, and the total variation distance to the pool's."""
+        """Return how many of the pool's classes have no pixel in a subset, and the total variation distance of both."""
         chosen, pool = self.shares(ids), self.shares()
         missing = int(((chosen == 0) & (pool > 0)).sum())
         return {"pixel_classes_missing": missing, "pixel_distance": total_variation(chosen, pool)}
@@ -147,9 +147,9 @@ class LabelledRows(NamedTuple):
 class Evaluator:
     """Measures subsets of a pool, all in the same way and against the same sample of the pool.
 
-    pool: unit rows (n, d). labels (n,), or None where they are not known. held_out: what accuracies are measured on.
-    pixels: the classes in every image, or None where the pool has no masks.
-    emd_samples: the exact EMD uses at most so many pool samples and so many chosen ones, sampled with `seed`.
+    pool: unit rows (n, d). labels: (n,), or None if unknown. held_out: samples to measure accuracies on.
+    pixels: the classes in every image, or None if the pool has no masks.
+    emd_samples: the exact EMD uses at most this many pool samples, and as many chosen ones, sampled with `seed`.
     """
 
     pool: Tensor
@@ -161,7 +161,7 @@ class Evaluator:
     pixels: PixelClasses | None = None
 
     def emd_sample(self, size: int) -> np.ndarray:
-        """Positions that represent `size` samples in the EMD: all of them, or a random part."""
+        """Return the positions that represent `size` samples in the EMD: all of them, or a random part."""
         return random_part(size, self.emd_samples, self.seed)
 
     def __call__(self, ids: tuple[int, ...]) -> Evaluation:
@@ -187,7 +187,7 @@ class Evaluator:
 
 
 def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> dict[str, float]:
-    """Top-1 accuracy in percent of readouts that know the chosen samples only; `classes` is how many the pool has.
+    """Return top-1 accuracies (percent) of readouts that know only the chosen samples; the pool has `classes` classes.
 
     nearest: the label of the most similar chosen sample; neighbours and linear: see common.readouts.
     """
@@ -205,10 +205,10 @@ def accuracies(chosen: LabelledRows, held_out: LabelledRows, classes: int) -> di
 def evaluate_with_random(
     evaluator: Evaluator, subsets: Sequence[tuple[int, ...]], random_seeds: int, labeled: tuple[int, ...] = ()
 ) -> tuple[list[Evaluation], dict[int, list[Values]]]:
-    """Evaluate subsets, and as many random ones of each size as there are seeds; equal ones once.
+    """Evaluate subsets, and `random_seeds` random ones of each size; equal ones only once.
 
     Args:
-        subsets: ascending indices into the pool. labeled: samples that all subsets hold, and the random ones too.
+        subsets: ascending indices into the pool. labeled: samples in all subsets, the random ones too.
     Returns:
         the evaluation of each subset, and for each size the measures of every random subset.
     """

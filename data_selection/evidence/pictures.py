@@ -1,4 +1,4 @@
-"""What the page shows: a map of the pool, the chosen images with those that each represents, near-duplicates."""
+"""Contents of the page: a map of the pool, the chosen images with those that each represents, near-duplicates."""
 
 import base64
 import importlib.util
@@ -26,11 +26,11 @@ GROUPS_SHOWN = 60
 LONGEST_SIDE = 64
 QUALITY = 75
 
-Thumbnails = Callable[[int], Image.Image | None]  # of an image by its index, reduced; None where it cannot be read
+Thumbnails = Callable[[int], Image.Image | None]  # index -> reduced image, None if it cannot be read
 
 
 def check_map(kind: str, n: int) -> None:
-    """Raises InputError when a map needs more than n samples, or a library that is not installed."""
+    """Raise InputError if a map needs more than n samples, or a library that is not installed."""
     if kind != "pca" and n < FEWEST_FOR_NEIGHBOURHOODS:
         raise InputError(f"--map {kind} needs at least {FEWEST_FOR_NEIGHBOURHOODS} samples, not {n}: use --map pca")
     if kind == "umap" and importlib.util.find_spec("umap") is None:
@@ -61,12 +61,12 @@ def project(kind: str, rows: np.ndarray, seed: int, fitted: int) -> tuple[np.nda
         return tsne.fit_transform(rows), ["t-SNE 1", "t-SNE 2"]
     import umap  # optional
 
-    reducer = umap.UMAP(metric="cosine", random_state=seed, n_jobs=1)  # one job: what a fixed seed needs
+    reducer = umap.UMAP(metric="cosine", random_state=seed, n_jobs=1)  # one job: a fixed seed requires it
     return reducer.fit_transform(rows), ["UMAP 1", "UMAP 2"]
 
 
 def map_of_pool(pool: Tensor, subsets: Sequence[Sequence[int]], kind: str, samples: int, seed: int) -> dict[str, Any]:
-    """A map of so many random samples of the pool and of all chosen ones.
+    """Make a map of `samples` random samples of the pool and of all chosen ones.
 
     Returns: the two `axes`, and `index`, `x` and `y` of each sample; the first `pool` of them are the random ones.
     """
@@ -79,7 +79,7 @@ def map_of_pool(pool: Tensor, subsets: Sequence[Sequence[int]], kind: str, sampl
 
 
 def chosen_images(ids: tuple[int, ...], evaluation: Evaluation) -> dict[str, Any]:
-    """For each chosen image, in the order of `ids`: how many pool images it represents, and the nearest of them."""
+    """Return, for each chosen image in the order of `ids`, how many images it represents, and the nearest of them."""
     k = len(ids)
     nearest = nearest_represented(np.array(ids), evaluation.nearest, evaluation.similarity)
     return {
@@ -91,10 +91,10 @@ def chosen_images(ids: tuple[int, ...], evaluation: Evaluation) -> dict[str, Any
 
 
 def nearest_represented(chosen: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> list[list[int]]:
-    """For each chosen sample the few others most similar to it among those that it represents, most similar first.
+    """Return, for each chosen sample, the few others most similar to it that it represents, most similar first.
 
     Args:
-        chosen: indices into the pool (k,). nearest, similarity: which of them represents each sample (n,).
+        chosen: indices into the pool (k,). nearest: which of them represents each sample (n,). similarity: to it (n,).
     """
     order = np.lexsort((-similarity, nearest))  # by chosen sample, then by similarity
     starts = np.searchsorted(nearest[order], np.arange(len(chosen) + 1))
@@ -107,9 +107,9 @@ def nearest_represented(chosen: np.ndarray, nearest: np.ndarray, similarity: np.
 
 
 def pictures(shown: dict[str, Any], thumbnail: Thumbnails, most: int) -> dict[str, Any]:
-    """Thumbnails of at most so many chosen images, those that represent most, and a strip of the nearest of each.
+    """Draw thumbnails of the chosen images that represent most, at most `most`, and a strip of the nearest of each.
 
-    Returns: `positions` in `ids`, and for each of them its tile and its strip, encoded, None where none can be read.
+    Returns: `positions` in `ids`, and for each its tile and its strip, encoded, None if no image can be read.
     """
     by_weight = np.argsort(-np.array(shown["represents"]), kind="stable")[:most].tolist()
 
@@ -123,7 +123,7 @@ def pictures(shown: dict[str, Any], thumbnail: Thumbnails, most: int) -> dict[st
 
 
 def pool_duplicates(pool: Tensor, similarity: float, thumbnail: Thumbnails | None) -> dict[str, Any] | None:
-    """The largest groups of near-duplicates of the whole pool, with a strip of pictures; None when it is too large."""
+    """Return the pool's largest groups of near-duplicates, with strips of pictures; None if the pool is too large."""
     groups = groups_of(pool, similarity)
     if groups is None:
         return None
@@ -139,7 +139,7 @@ def pool_duplicates(pool: Tensor, similarity: float, thumbnail: Thumbnails | Non
 
 
 def thumbnails_of(pool: PoolPaths) -> Thumbnails:
-    """What draws the images of a pool. Raises InputError for a data set that cannot be loaded."""
+    """Return a function that draws a pool's images. Raises InputError if the data set cannot be loaded."""
     data_set, paths = pool.data_set(), pool.files()
 
     def thumbnail(index: int) -> Image.Image | None:
@@ -155,7 +155,7 @@ def thumbnails_of(pool: PoolPaths) -> Thumbnails:
 
 
 def strip(images: Sequence[Image.Image | None]) -> Image.Image | None:
-    """Images side by side in square cells as large as the largest image: one file instead of several."""
+    """Paste images side by side in square cells as large as the largest image: one file instead of several."""
     side = max((max(image.size) for image in images if image), default=0)
     if not side:
         return None
@@ -167,7 +167,7 @@ def strip(images: Sequence[Image.Image | None]) -> Image.Image | None:
 
 
 def encoded(image: Image.Image | None) -> str | None:
-    """WebP in base64, to follow `data:image/webp;base64,`."""
+    """Encode as WebP in base64, to follow `data:image/webp;base64,`."""
     if image is None:
         return None
     buffer = io.BytesIO()

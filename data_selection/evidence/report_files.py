@@ -32,13 +32,13 @@ from data_selection.evidence.pictures import (
 
 PAGE = Path(__file__).parent / "page"
 PLACEHOLDER = "{{data}}"
-PARTS_OF_A_PATH = 2  # that the page shows: in an image folder the class and the file
+PARTS_OF_A_PATH = 2  # shown on the page: in an image folder, the class and the file
 
 
 class Subset(NamedTuple):
-    """chosen: as the file lists them. ids: with what had labels before, distinct, ascending.
+    """chosen: as the file lists them. ids: these and the samples labelled before, distinct, ascending.
 
-    losses: of the optimisation that chose them, None where one was not finite.
+    losses: of the optimisation that chose them, None for one that was not finite.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Subset(NamedTuple):
 def write_report(args: argparse.Namespace) -> Path:
     """Write report.json, report.html and represents.npz into the output folder.
 
-    Returns: the path of the page. Raises: InputError, before any work, for anything that does not fit.
+    Returns: the path of the page. Raises: InputError, before any work, if anything does not fit.
     """
     features, labels = read_features(args.feature_path, labels=not args.no_labels)
     described = read_description(args.feature_path)
@@ -131,7 +131,7 @@ def write_report(args: argparse.Namespace) -> Path:
 
 
 def write_represents(path: Path, subsets: Sequence[Subset], evaluations: Sequence[Evaluation]) -> None:
-    """Which chosen sample represents each pool sample, by subset.
+    """Write, for each subset, which chosen sample represents each pool sample.
 
     Arrays: subsets (m,), their names; chosen (m, n), int64, an index into the pool; similarity (m, n), float32, cosine.
     """
@@ -146,11 +146,11 @@ def write_represents(path: Path, subsets: Sequence[Subset], evaluations: Sequenc
 
 
 def read_subsets(paths: Sequence[str], feature_path: str, n: int, labeled: Sequence[int] = ()) -> list[Subset]:
-    """The subsets, named by their files without the pool's name that the selection puts in front.
+    """Read the subsets, named after their files without the pool's name that the selection puts in front.
 
-    labeled: samples that had labels when they were chosen, and that are measured with them.
+    labeled: samples that had labels when the subsets were chosen, and are measured with them.
 
-    Raises: InputError when a file is not a subset of n samples, or the losses beside it are not a list of numbers.
+    Raises: InputError if a file is not a subset of n samples, or the losses beside it are not a list of numbers.
     """
     distinct = list(dict.fromkeys(map(Path, paths)))
     names = [path.stem.removeprefix(f"{Path(feature_path).stem}_") for path in distinct]
@@ -163,38 +163,38 @@ def read_subsets(paths: Sequence[str], feature_path: str, n: int, labeled: Seque
 
 
 def read_losses(subset: Path) -> list[float | None]:
-    """The losses that the selection wrote beside its subset; empty when there is no such file."""
+    """Read the losses that the selection wrote beside its subset; empty if there is no such file."""
     path = losses_file(subset)
     if not path.is_file():
         return []
     try:
         losses = [float(line) for line in path.read_text().splitlines()]
     except ValueError as error:
-        raise InputError(f"{path} is not one number per line ({error}): select again, or remove it") from None
+        raise InputError(f"{path} does not hold one number per line ({error}): select again, or remove it") from None
     return [loss if math.isfinite(loss) else None for loss in losses]
 
 
 def known_labels(labels: np.ndarray) -> np.ndarray | None:
-    """Labels (n,), or None unless every sample has one."""
+    """Return labels (n,), or None unless every sample has one."""
     return labels if (labels >= 0).all() else None
 
 
 def read_held_out(path: str, feature_path: str, d: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out features (m, d) and labels (m,). Raises InputError unless they, and the pool's labels, can be used."""
+    """Read held-out features (m, d) and labels (m,). Raises InputError unless they and the pool's labels are usable."""
     features, held_out_labels = read_features(path)
     if features.shape[1] != d:
-        raise InputError(f"--eval_feature_path {path} has {features.shape[1]} features per row, and the pool has {d}")
+        raise InputError(f"--eval_feature_path {path} has {features.shape[1]} features per row, but the pool has {d}")
     if differs := difference(read_description(feature_path), read_description(path)):
         raise InputError(f"--eval_feature_path {path} has other features than the pool: {differs}")
     if labels is None:
-        raise InputError("--eval_feature_path needs a label for every sample of the pool, and some are -1 (unknown)")
+        raise InputError("--eval_feature_path needs a label for every sample of the pool, but some are -1 (unknown)")
     if known_labels(held_out_labels) is None:
-        raise InputError(f"--eval_feature_path {path} needs a label for every sample, and some are -1 (unknown)")
+        raise InputError(f"--eval_feature_path {path} needs a label for every sample, but some are -1 (unknown)")
     return features, numbered_alike(feature_path, path, held_out_labels)
 
 
 def drawn_images(pool: PoolPaths, subsets: Sequence[Subset]) -> Thumbnails | None:
-    """What draws the pool's images, or None where none can be read. Says so when chosen images are not there."""
+    """Return a function that draws the pool's images, or None if none can be read. Say if chosen images are missing."""
     try:
         drawn = thumbnails_of(pool)
     except InputError as error:
@@ -203,12 +203,12 @@ def drawn_images(pool: PoolPaths, subsets: Sequence[Subset]) -> Thumbnails | Non
     chosen = [] if pool.source else sorted({index for subset in subsets for index in subset.ids})
     missing = [path for path in (Path(pool.root, pool.paths[index]) for index in chosen) if not path.is_file()]
     if missing:
-        print(f"{len(missing)} of {len(chosen)} chosen images are not there ({missing[0]}): their tiles stay empty")
+        print(f"{len(missing)} of {len(chosen)} chosen images are missing ({missing[0]}): their tiles stay empty")
     return drawn
 
 
 def page(content: dict[str, Any]) -> str:
-    """One HTML file that holds its data, styles and scripts. Everything in `content` is text in it, never markup.
+    """Return one HTML file that holds its data, styles and scripts. All of `content` is text in it, never markup.
 
     page.html refers to its style sheet and scripts, and has one placeholder, for the data.
     """
@@ -219,6 +219,6 @@ def page(content: dict[str, Any]) -> str:
 
 
 def json_in_script(content: Any) -> str:
-    """JSON that no HTML parser takes for markup: it cannot end the <script> that it is in."""
+    """Return JSON that no HTML parser takes for markup: it cannot end the <script> that it is in."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -19,7 +19,7 @@ from data_selection.sample_tools.ActiveFT_options import select_with_activeft, s
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the path of the JSON of chosen indices."""
+    """Run the selection; return the path of the JSON of chosen indices."""
     parser = selection_parser(
         "Choose the images to label with ActiveFT, with the published settings for CIFAR.",
         feature_path="features/CIFAR10_train.npy",

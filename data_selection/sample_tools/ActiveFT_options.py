@@ -1,4 +1,4 @@
-"""What the two ActiveFT scripts share: they differ in a few defaults, and in the options for large pools."""
+"""Code shared by the two ActiveFT scripts: they differ in a few defaults, and in the options for large pools."""
 
 import argparse
 from dataclasses import fields
@@ -12,7 +12,7 @@ from data_selection.activeft.pool import Pool
 from data_selection.activeft.selection import Selection, Settings
 from data_selection.sample_tools.subset_command import Request, add_pool_options, read_request, select_subsets
 
-PUBLISHED_BATCH_SIZE = 100_000  # of the ImageNet script
+PUBLISHED_BATCH_SIZE = 100_000  # in the ImageNet script
 
 
 def selection_parser(description: str, feature_path: str, percent: str, max_iter: int) -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
     add("--lr", default=0.001, type=number(float, above=0, maximum=1e6), help="learning rate of Adam")
     add("--init", default="random", choices=["random", "fps"], help="fps is farthest point sampling")
     add("--distance", default="euclidean", choices=["euclidean", "cosine"], help="distance used by --init fps only")
-    add("--scheduler", default="none", choices=["none", "cosine"], help="of the learning rate")
+    add("--scheduler", default="none", choices=["none", "cosine"], help="schedule of the learning rate")
     add("--balance", default=1.0, type=number(float, 0, maximum=1e6), help="lambda, weight of the repulsion")
     add("--reference", action="store_true", help="run activeft/reference.py, the paper in plain code, on a small pool")
     parser.set_defaults(batch_size=None, chunk=None)  # the whole pool at every iteration
@@ -33,14 +33,14 @@ def selection_parser(description: str, feature_path: str, percent: str, max_iter
 
 
 def subset_name(args: argparse.Namespace, n: int, budget: int) -> str:
-    """The published name. (departure) A value it leaves out or rounds away is appended when it is no default."""
+    """Return the published name. (departure) Values that it omits or rounds are appended unless they are defaults."""
     name = Path(args.feature_path).name.removesuffix(".npy")
     balance = f"_br_{args.balance:.2f}" if args.balance != 1 else ""
     published = (
         f"{name}_ActiveFT_{args.distance}_temp_{args.temperature:.2f}_lr_{args.lr:f}_scheduler_{args.scheduler}"
         f"{balance}_iter_{args.max_iter}_sampleNum_{budget}"
     )
-    whole_pool = None if n <= PUBLISHED_BATCH_SIZE else "all"  # of more, the ImageNet script draws batches
+    whole_pool = None if n <= PUBLISHED_BATCH_SIZE else "all"  # from a larger pool, the ImageNet script draws batches
     also = {
         "init": args.init if args.init != "random" else None,
         "seed": args.seed or None,
@@ -56,7 +56,7 @@ def subset_name(args: argparse.Namespace, n: int, budget: int) -> str:
 def select_with_activeft(args: argparse.Namespace) -> Path:
     """Run the selection that the options describe, alone or among the processes of torchrun.
 
-    Returns: the path of the JSON of chosen indices, of the largest budget. The loss of every iteration is beside it.
+    Returns: the path of the JSON of chosen indices for the largest budget. Beside it is the loss of every iteration.
     """
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
@@ -72,13 +72,13 @@ def select_with_activeft(args: argparse.Namespace) -> Path:
 
     with launched(args.device) as processes:
         request = read_request(args, partial(subset_name, args), processes)
-        if processes.is_main and not args.reference:  # the reference takes other memory
+        if processes.is_main and not args.reference:  # the estimate does not apply to the reference
             print(estimate(request, settings, processes.size), flush=True)
         return select_subsets(request, optimise, processes)
 
 
 def estimate(request: Request, settings: Settings, processes: int) -> str:
-    """The memory that a process will need, in words."""
+    """Return the memory that a process will need, in words."""
     n, d = request.features.shape
     rows = -(-n // processes)
     batch_rows = min(rows, -(-(settings.batch_size or n) // processes))

@@ -1,1 +1,1 @@
-"""The commands of stage 2, and what they share."""
+"""The commands of stage 2, and the code they share."""

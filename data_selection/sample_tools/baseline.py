@@ -1,13 +1,12 @@
-"""Stage 2 by other methods, to compare ActiveFT with: the same options, files and seeds.
+"""Stage 2 with other methods, to compare ActiveFT with: the same options, files and seeds.
 
     python sample_tools/baseline.py --method kmeans --feature_path features/CIFAR10_train.npy --percent 2
 
-writes features/CIFAR10_train_kmeans_sampleNum_1000.json: the chosen indices, one ascending JSON list. What each method
-takes on one core of an AMD EPYC, from 2 seconds to minutes, is in the list.
+writes features/CIFAR10_train_kmeans_sampleNum_1000.json: the chosen indices, one ascending JSON list.
 
     python sample_tools/baseline.py --list
 
-says what each method does, needs and costs.
+prints what each method does, needs and costs: from 2 seconds to minutes on one core of an AMD EPYC.
 """
 
 import argparse
@@ -30,13 +29,13 @@ from data_selection.baselines.methods import BASELINES, listing
 from data_selection.sample_tools.subset_command import add_pool_options, named, read_request, select_subsets
 
 METHODS = tuple(BASELINES)
-CORE_METHODS = tuple(name for name in METHODS if name not in ("bilaf", "coreset"))  # coreset: unit features are fds
-MOST_DISTANT = 2.0  # unit rows
-SHORT = {"num_classes": "classes"}  # options in file names
+CORE_METHODS = tuple(name for name in METHODS if name not in ("bilaf", "coreset"))  # coreset on unit rows is fds
+MOST_DISTANT = 2.0  # largest distance between unit rows
+SHORT = {"num_classes": "classes"}  # names of options in file names
 
 
 class PrintList(argparse.Action):
-    """Print what is known of the methods, and exit."""
+    """Print the list of methods, and exit."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(listing())
@@ -44,29 +43,29 @@ class PrintList(argparse.Action):
 
 
 def baseline_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser("Choose the images to label with another method than ActiveFT.")
+    parser = ArgumentParser("Choose the images to label with a method other than ActiveFT.")
     parser.add_argument("--method", required=True, choices=METHODS)
     listed = "say what each method does, needs and costs, and exit"
     parser.add_argument("--list", nargs=0, action=PrintList, default=argparse.SUPPRESS, help=listed)
     add_pool_options(parser, feature_path="features/CIFAR10_train.npy", percent="2")
     add = parser.add_argument_group("options of one method").add_argument
-    radius = number(float, minimum=0.002, below=MOST_DISTANT)  # a smaller ball may not hold its centre, rounded
-    add("--delta", type=radius, help="of probcover's balls; when not given, the largest with 95 percent of them pure")
-    add("--num_classes", type=number(int, 2), help="to estimate --delta from; when not given, those of the labels")
+    radius = number(float, minimum=0.002, below=MOST_DISTANT)  # a smaller ball may miss its centre by rounding
+    add("--delta", type=radius, help="radius of probcover's balls; when not given, the largest with 95 percent pure")
+    add("--num_classes", type=number(int, 2), help="classes to estimate --delta from; when not given, as in the labels")
     add("--sigma", type=number(float, minimum=0.01), help="width of maxherding's kernel; when not given, 1")
     core = "core samples of bilaf; when not given, 50 or 0.5 percent of the pool, at most half of the budget"
     add("--core_number", type=number(int, 2), help=core)
     add("--core_ids", help="JSON list of bilaf's core samples")
     add("--core_method", choices=CORE_METHODS, help="method that selects bilaf's core; when not given, ActiveFT")
-    add("--neighbours", type=number(int, 1), help="of a sample, for its density in usl; when not given, 20")
+    add("--neighbours", type=number(int, 1), help="nearest samples for a density in usl; when not given, 20")
     add("--repulsion", type=number(float, 0), help="weight of usl's repulsion; when not given, 0.05")
     add("--alpha", type=number(float, above=0), help="usl's repulsion is 1 / distance^(2 alpha); when not given, 1")
-    add("--rounds", type=number(int, 0), help="times that usl chooses anew; when not given, 2")
+    add("--rounds", type=number(int, 0), help="number of times that usl chooses anew; when not given, 2")
     return parser
 
 
 def select_indices(args: argparse.Namespace, pool: Pool, k: int, method: str) -> list[int]:
-    """k distinct indices by one of the methods. Its module is loaded here: scikit-learn is slow."""
+    """Choose k distinct indices by one of the methods. Its module is loaded only here: scikit-learn is slow to load."""
     function = resolve_name(BASELINES[method].function)
     if method == "random":
         return function(pool.candidates, k, args.seed)
@@ -91,12 +90,12 @@ def read_core_ids(args: argparse.Namespace) -> list[int]:
 
 
 def labels_of(args: argparse.Namespace) -> Sequence[int]:
-    """The label of each sample of the pool (n,), -1 where it is not known."""
+    """Read the label of each sample of the pool (n,), -1 if unknown."""
     return read_features(args.feature_path, labels=not args.no_labels)[1]
 
 
 def number_of_classes(args: argparse.Namespace) -> int:
-    """How many classes the task has: as given, or as the labels tell. Raises InputError when they do not."""
+    """Return how many classes the task has, as given or as the labels tell. Raises InputError if they do not."""
     labels = labels_of(args)
     classes = args.num_classes or len({*labels[labels >= 0].tolist()})
     if classes < 2:
@@ -107,7 +106,7 @@ def number_of_classes(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises InputError for options that do not go together, or not with the pool."""
+    """Raise InputError if options do not go together, or do not fit the pool."""
     used = {args.method, args.core_method}
     for method, baseline in BASELINES.items():
         given = [option for option in baseline.options if getattr(args, option) is not None]
@@ -131,7 +130,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Returns: the path of the JSON of chosen indices, of the largest budget."""
+    """Run the selection; return the path of the JSON of chosen indices for the largest budget."""
     args = baseline_parser().parse_args(argv)
     check(args)
     with launched(args.device) as processes:

@@ -1,4 +1,4 @@
-"""What goes out to the people who label: a CSV to fill in, copies of the chosen images, tasks of a labelling tool."""
+"""Files for the people who label: a CSV to fill in, copies of the chosen images, tasks for a labelling tool."""
 
 import argparse
 import os
@@ -21,15 +21,15 @@ from data_selection.activeft.assignment import representatives
 from data_selection.activeft.pool import Pool
 
 CSV_COLUMNS = ("path", "label", "represents")
-LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
+LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--export_paths", action="store_true", help="write the chosen images' paths next to the JSON, one per line")
-    add("--export_csv", action="store_true", help="write path,label,represents to fill in, most representative first")
+    add("--export_csv", action="store_true", help="CSV of path,label,represents to fill in, most representative first")
     add("--copy_images", metavar="DIR", help="copy the chosen images there, all into one folder")
-    add("--export_tasks", choices=["label-studio"], help="write the chosen images as tasks that the tool imports")
+    add("--export_tasks", choices=["label-studio"], help="write the chosen images as tasks to import into this tool")
 
 
 def labels_file(subset: Path) -> Path:
@@ -37,9 +37,9 @@ def labels_file(subset: Path) -> Path:
 
 
 def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> PoolPaths | None:
-    """The pool's images, where the options ask to export some.
+    """Return the pool's images if the options ask to export some, else None.
 
-    Raises: InputError, before any work, when it cannot be done or would lose labels.
+    Raises: InputError, before any work, if the export cannot be done or would lose labels.
     """
     if not (args.export_paths or args.export_csv or args.copy_images is not None or args.export_tasks):
         return None
@@ -47,7 +47,7 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
     if pool.source and (args.export_paths or args.export_tasks):
         option = "--export_paths" if args.export_paths else "--export_tasks"
         raise InputError(
-            f"{option} names files, and the images of {pool.root} are no files: use --copy_images or --export_csv"
+            f"{option} names files, but the images of {pool.root} are not files: use --copy_images or --export_csv"
         )
     lists = args.export_paths or args.export_csv
     if broken := lists and next((path for path in pool.paths if "\n" in path or "\r" in path), None):
@@ -69,9 +69,9 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
 def export(
     args: argparse.Namespace, pool: PoolPaths, subset: Path, indices: Sequence[int], represents: dict[int, int]
 ) -> None:
-    """Write what the options ask for beside the JSON of a subset.
+    """Write the exports that the options ask for, lists and tasks beside the JSON of a subset.
 
-    indices: the chosen ones, ascending. represents: for each how many, where a CSV or tasks are asked for.
+    indices: the chosen ones, ascending. represents: how many samples each represents, if a CSV or tasks are asked for.
     """
     ranked = sorted(indices, key=lambda index: -represents.get(index, 0))
     if args.export_paths:
@@ -96,7 +96,7 @@ def export(
 
 
 def task(pool: PoolPaths, index: int, represents: int) -> dict[str, dict[str, object]]:
-    """A task of Label Studio."""
+    """Return a Label Studio task."""
     path = pool.paths[index]
     url = quote(os.fsencode(f"{Path(pool.root).name}/{path}"))
     return {"data": {"image": f"/data/local-files/?d={url}", "path": path, "represents": represents}}
@@ -113,9 +113,9 @@ def copy_images(pool: PoolPaths, indices: Sequence[int], folder: Path) -> None:
 
 
 def represented(pool: Pool, covering: Sequence[int], unit: bool) -> dict[int, int]:
-    """How many samples of the pool each of these represents. Every process must call it.
+    """Count how many samples of the pool each of `covering` represents. Every process must call this.
 
-    unit: whether the pool's rows are of unit length.
+    unit: whether the pool's rows have unit length.
     """
     nearest, _ = representatives(pool if unit else replace(pool, rows=F.normalize(pool.rows, dim=1)), covering)
     counts = nearest.bincount(minlength=len(covering))
@@ -124,9 +124,9 @@ def represented(pool: Pool, covering: Sequence[int], unit: bool) -> dict[int, in
 
 
 def flat_names(paths: Sequence[str]) -> list[str]:
-    """Names for these distinct paths in one folder: distinct where upper and lower case are the same, too.
+    """Return names for these distinct paths in one folder, distinct even if upper and lower case are the same.
 
-    Each depends on its path alone, but for those that would be the same name: these end with a checksum.
+    Each name depends on its path alone, unless several would be the same: these end with a checksum.
     """
     plain = [path.replace("../", "").replace(os.sep, "_").lstrip("_.") for path in paths]
     times = Counter(name.casefold() for name in plain)
