@@ -98,6 +98,17 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+def same(left: object, right: object) -> bool:
+    """Whether two checkpoints, or parts of them, are equal to the bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
 def launch_two(port: int) -> tuple[str, ...]:
     """The documented launcher, with two processes on this machine."""
     return ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port", str(port), "--use_env")

@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, TINY_VIT_OPTIONS
+from conftest import ROOT, TINY_VIT_OPTIONS, same
 
 from common import training
 from common.checkpoints import read_checkpoint
@@ -30,16 +29,6 @@ def options(pool: Path, backbone: Path, out: Path, *extra: object) -> list[str]:
              "--epochs", 60, "--batch-size", 32, "--lr", 0.05, "--warmup-epochs", 2, "--num_workers", 0,
              "--auto-resume", "--model", "vit_tiny_patch16_224"]  # fmt: skip
     return [*map(str, [*given, *extra]), *TINY_VIT_OPTIONS]
-
-
-def same(left: object, right: object) -> bool:
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_VIT_OPTIONS, launch_two
+from conftest import TINY_VIT_OPTIONS, launch_two, same
 from digit_scenes import CLASSES, write_scenes
 from PIL import Image
 
@@ -51,16 +51,6 @@ def options(scenes: Path, backbone: Path, *extra: object) -> list[str]:
 
 def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def same(left: object, right: object) -> bool:
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 def test_finetuning_a_subset_writes_checkpoints_log_summary_and_pictures(scenes, backbone, tmp_path):
