@@ -57,15 +57,28 @@ def test_bounding_vectors_give_upper_bounds_of_similarities():
         assert excess.min() > -1e-5
 
 
-def test_nearest_is_exact_after_a_new_list():
+def test_nearest_is_exact_with_a_list_without_one_and_with_a_new_one():
     features, centres = clustered(500, 16), clustered(150, 16, seed=1)
-    nearest_prototypes = NearestPrototypes(features, len(centres))
-    for call in range(6):
+    nearest_prototypes, lists = NearestPrototypes(features, len(centres)), []
+    for call in range(9):
         assert_nearest(features, centres, *nearest_prototypes(centres))
-        if call == 1:  # which makes the first list
-            first_floor = nearest_prototypes.pairs.floor
-        centres = clustered(150, 16, seed=2 + call)
-    assert not torch.equal(nearest_prototypes.pairs.floor, first_floor)
+        lists.append(nearest_prototypes.pairs)
+        step = 1.0 if call in (3, 4) else 0.01  # after such a step no list would last
+        centres = F.normalize(centres + step * clustered(150, 16, seed=2 + call), dim=1)
+    assert None not in (lists[3], lists[8]) and lists[4:6] == [None, None]
+    assert lists[8] is not lists[3]
+
+
+def test_a_pool_of_images_that_are_much_alike_takes_no_list_of_nearly_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(1, 64, generator=generator)
+    features = F.normalize(base + 0.1 * torch.randn(4000, 64, generator=generator), dim=1)
+    centres = features[:300]
+    nearest_prototypes = NearestPrototypes(features, len(centres))
+    for _ in range(3):
+        assert_nearest(features, centres, *nearest_prototypes(centres))
+        assert nearest_prototypes.pairs is None
+        centres = F.normalize(centres + 1e-3 * torch.randn(300, 64, generator=generator).sign(), dim=1)
 
 
 def test_nearest_is_exact_when_no_bound_tells_prototypes_apart():

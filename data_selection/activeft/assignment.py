@@ -11,7 +11,8 @@ On a CPU, `NearestPrototypes` saves most of that work from one iteration to the 
    *bound*, which grows with the prototype's steps (Elkan, ICML 2003); its similarity is recomputed only if the bound is
    above the similarity to the previous nearest. The best of all these is the nearest prototype.
 3. A prototype that has moved beyond its reach is listed anew. A sample whose best similarity is below its floor is
-   compared with all prototypes. Once all this has cost more than a new list would, a new list is made.
+   compared with all prototypes. Once all this has cost more than a new list would, a new list is made, unless it would
+   not last: then the plain product is taken for this iteration.
 
 Listing needs only upper bounds, so it is done in fewer dimensions: with Pf the projection of f onto the principal axes
 of the features, f . c <= Pf . Pc + |f - Pf| |c - Pc|.
@@ -30,6 +31,7 @@ CHUNK_ELEMENTS = 1 << 20  # similarities held at once on a CPU: they stay in its
 GPU_CHUNK_ELEMENTS = 1 << 26
 FEW_PROTOTYPES = 128  # up to this many, the plain product is as fast
 FALL = 0.02  # the floor is this far below a sample's similarity to its nearest prototype
+SHORTEST_HORIZON = 1.0  # iterations that a list must be expected to last: with fewer, the plain product is as fast
 FEWEST_PAIRS, MOST_PAIRS = 5, 20  # pairs per sample on a new list, on average; the reaches follow from this
 NEARLY = 0.7  # share of the reach: a prototype that has moved this far is listed anew along with those beyond theirs
 OUTSIDE_AXES = 0.02  # share of the features' mean square that the principal axes leave out
@@ -94,7 +96,12 @@ class NearestPrototypes:
         if self.pairs is None or not self.pairs.follow(centres, steps, self.nearest):
             self.pairs = None  # free the old list before making a new one
             self.projected = self.projected or ProjectedRows(self.features)
-            self.pairs = PairList(self.projected, centres, steps, self.nearest, similarity, self.chunk)
+            self.projected.vectors[:, -1] = FALL - similarity  # -floor
+            horizon = self.projected.horizon(centres, steps)
+            if horizon < SHORTEST_HORIZON:
+                self.nearest, similarity = nearest_of_all(self.features, centres, self.chunk)
+                return self.nearest, similarity
+            self.pairs = PairList(self.projected, centres, steps, self.nearest, horizon, self.chunk)
         self.nearest, similarity = self.pairs.best(centres, self.nearest, similarity)
         rows = (similarity < self.pairs.floor).nonzero().squeeze(1)
         if not len(rows):
@@ -115,12 +122,24 @@ class ProjectedRows:
         for piece in chunks(len(features), ROWS_AT_A_TIME):
             self.vectors[piece, :-2] = bounding(features[piece], self.axes)
 
+    def horizon(self, centres: Tensor, steps: Tensor) -> float:
+        """Return for how many iterations a list of a few pairs per sample would hold, estimated from a sample.
+
+        It is negative if more pairs than that are above the floor already, as in a pool of images that are much alike.
+        """
+        n, k = len(self.vectors), len(centres)
+        sampled = self.vectors[:: max(1, n * k // CHUNK_ELEMENTS)]
+        bounds = sampled[:, :-2] @ bounding(centres, self.axes).T  # (some, e) x (e, k) -> (some, k)
+        iterations = (-sampled[:, -1:] - bounds) / speeds(steps)  # until it could rise above the floor
+        pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
+        return iterations.flatten().kthvalue(min(pairs * len(sampled), iterations.numel())).values.item()
+
 
 class PairList:
     """The (sample, prototype) pairs that could be nearest, until prototypes have moved too far.
 
-    It is made from the prototypes' centres (k, d), the lengths of their last steps (k,), and each sample's nearest
-    prototype and similarity to it (n,).
+    It is made from the prototypes' centres (k, d), the lengths of their last steps (k,), each sample's nearest
+    prototype (n,) and the samples' floors, for so many iterations of such steps (horizon).
     """
 
     def __init__(
@@ -129,23 +148,15 @@ class PairList:
         centres: Tensor,
         steps: Tensor,
         nearest: Tensor,
-        similarity: Tensor,
+        horizon: float,
         chunk: int | None,
     ):
-        n, k = len(similarity), len(centres)
-        self.projected, self.chunk, self.work = projected, chunk, 0  # work: done since the list was made
-        self.floor = similarity - FALL
-        projected.vectors[:, -1] = -self.floor
+        k = len(centres)
+        self.projected, self.horizon, self.chunk = projected, horizon, chunk
+        self.floor, self.work = -projected.vectors[:, -1], 0  # work: done since the list was made
         self.listed_at, self.reach, self.path = centres.clone(), torch.zeros(k), torch.zeros(k)
         self.rows = self.columns = torch.empty(0, dtype=torch.int32)  # the listed pairs (p,)
         self.bounds = torch.empty(0)  # upper bounds on similarity - path (p,)
-        sampled = slice(None, None, max(1, n * k // CHUNK_ELEMENTS))
-        # (some, e) x (e, k) -> (some, k)
-        bounds = projected.vectors[sampled, :-2] @ bounding(centres, projected.axes).T
-        iterations = (self.floor[sampled, None] - bounds) / speeds(steps)  # until it could rise above the floor
-        pairs = min(FEWEST_PAIRS + k // 200, MOST_PAIRS)  # the dearer a list, the longer it should last
-        wanted = min(pairs * len(iterations), iterations.numel())
-        self.horizon = iterations.flatten().kthvalue(wanted).values.clamp_min(0)
         self._add(torch.arange(k), centres, steps, nearest)
 
     def follow(self, centres: Tensor, steps: Tensor, nearest: Tensor) -> bool:
