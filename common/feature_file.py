@@ -110,7 +110,7 @@ class FeatureFile:
 
     def __init__(self, path: Path, n: int, d: int, settings: dict[str, Any], images: Sequence[PoolImage] | None = None):
         self.path, self.shape, self.images = path, (n, d + 1), images
-        self.settings = {"d": d, **settings} if images else {"n": n, "d": d, **settings}
+        self.settings = json.loads(json.dumps({"d": d, **settings} if images else {"n": n, "d": d, **settings}))
 
     @property
     def settings_path(self) -> Path:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zlib import crc32
 
 from common.errors import InputError
@@ -68,6 +68,39 @@ def check_folder(folder: str | Path) -> None:
     """Raise InputError if a folder of images is not there."""
     if not Path(folder).is_dir():
         raise InputError(f"image folder {folder} is not there")
+
+
+def walk(folder: str) -> list[tuple[str, list[str]]]:
+    """List a folder and all folders below it except hidden ones, in one order, each with its sorted file names.
+
+    A link to a folder that contains the link is left out: it would be walked for ever.
+    """
+    found, above = [], {folder: {identity(folder)}}  # above: identities of each folder and its parents
+    for inside, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        own = above.pop(inside)
+        for name in [*subfolders]:
+            path = os.path.join(inside, name)  # noqa: PTH118 - the path that os.walk will use
+            if is_hidden(name) or (known := identity(path)) in own:
+                subfolders.remove(name)
+            else:
+                above[path] = own | {known}
+        found.append((inside, sorted(files)))
+    return sorted(found)
+
+
+def refuse(error: OSError) -> NoReturn:
+    raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def identity(folder: str) -> tuple[int, int]:
+    """Return a folder's identity (device, inode), whatever path leads to it."""
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not data: hidden, or added to an archive by macOS."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:

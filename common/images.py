@@ -19,14 +19,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from common.errors import InputError
-from common.files import check_folder, kind_of_file
+from common.files import check_folder, is_hidden, kind_of_file, walk
 from common.image_list import ListedImage, check_present, read_image_list
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10, CIFAR100
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-OTHER_FORMATS = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+OTHER_FORMATS = (
+    ".jfif",
+    ".jpe",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+)
 Transform = Callable[[Image.Image], Any]
 Loader = Callable[[str], Image.Image]
 Samples = list[tuple[str, int]]
@@ -157,41 +171,12 @@ def images_below(folder: str) -> list[str]:
     return [f"{inside}{os.sep}{name}" for inside, files in walk(folder) for name in files if is_image(name)]
 
 
-def walk(folder: str) -> list[tuple[str, list[str]]]:
-    """List a folder and all folders below it except hidden ones, in one order, each with its sorted file names.
-
-    A link to a folder that contains the link is left out: it would be walked for ever.
-    """
-    found, above = [], {folder: {identity(folder)}}  # above: identities of each folder and its parents
-    for inside, subfolders, files in os.walk(folder, followlinks=True):
-        own = above.pop(inside)
-        for name in [*subfolders]:
-            path = os.path.join(inside, name)  # noqa: PTH118 - the path that os.walk will use
-            if is_hidden(name) or (known := identity(path)) in own:
-                subfolders.remove(name)
-            else:
-                above[path] = own | {known}
-        found.append((inside, sorted(files)))
-    return sorted(found)
-
-
-def identity(folder: str) -> tuple[int, int]:
-    """Return a folder's identity (device, inode), whatever path leads to it."""
-    status = os.stat(folder)  # noqa: PTH116
-    return status.st_dev, status.st_ino
-
-
 def note_on_other_formats(folder: Path) -> str | None:
     """Return one line on images below a folder in formats that are not read, or None."""
     names = (name.lower() for _, files in walk(str(folder)) for name in files if not is_hidden(name))
     counts = Counter(os.path.splitext(name)[1] for name in names if name.endswith(OTHER_FORMATS))  # noqa: PTH122
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
     return f"left out of {folder}: {kinds}; convert them to JPEG or PNG to include them" if kinds else None
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not data: hidden, or added to an archive by macOS."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image(name: str) -> bool:
@@ -218,7 +203,7 @@ def class_folders(root: Path, transform: Transform | None = None, loader: Loader
 
 def flat_folder(root: Path, transform: Transform | None = None, loader: Loader = open_rgb) -> ImageFiles:
     """Return the images directly in one folder, possibly none, sorted by name, without labels (-1)."""
-    paths = (str(path) for path in sorted(root.iterdir()) if is_image(path.name) and path.is_file())
+    paths = (str(path) for path in sorted(root.iterdir()) if is_image(path.name) and not path.is_dir())
     return ImageFiles(root, [(path, NO_LABEL) for path in paths], [], transform, loader)
 
 

@@ -104,7 +104,7 @@ def create_network(
         raise InputError(f"img_size={kwargs['img_size']} in --model-kwargs and an input size of {input_size} differ")
     try:
         network = timm.create_model(name, pretrained=False, num_classes=num_classes, **{**rates, **kwargs})
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, ArithmeticError) as error:
         given = " ".join(f"{key}={value}" for key, value in {**rates, **kwargs}.items())
         raise InputError(f"model {name} cannot be built with {given}: {error or type(error).__name__}") from None
     network.built_with = kwargs

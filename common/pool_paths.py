@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +53,8 @@ class PoolPaths(NamedTuple):
         if len(images) != len(self.paths):
             had = len(self.paths)
             raise InputError(f"{self.source['dataset']} has {len(images)} images now, not {had}: extract again")
+        if self.source.get("content") not in (None, images.content_checksum()):
+            raise InputError(f"{self.source['dataset']} has other images now: extract again")
         return images
 
     def check_unchanged(self, feature_path: str) -> None:
@@ -76,9 +79,12 @@ class PoolPaths(NamedTuple):
 
     def indices_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
         """Return the indices of these images in the pool. Raises InputError if any is not in it."""
-        row_of = {place_of(file): row for row, file in enumerate(self.files())}
-        rows = {image.path: row_of.get(place_of(Path(self.root, image.path))) for image in images}
-        outside = [path for path, row in rows.items() if row is None]
+        for place in (place_of, os.path.realpath):  # the latter, which takes long, only if paths go through links
+            row_of = {place(file): row for row, file in enumerate(self.files())}
+            rows = {image.path: row_of.get(place(Path(self.root, image.path))) for image in images}
+            outside = [path for path, row in rows.items() if row is None]
+            if not outside:
+                break
         if outside:
             raise InputError(f"{option}: {some(outside)} of {len(images)} images are not in the pool {self.root}")
         return list(rows.values())
@@ -87,12 +93,22 @@ class PoolPaths(NamedTuple):
 def pool_images(root: Path, pool: Any) -> list[PoolImage] | None:
     """Return a data set's images below `root`, in the order of its `samples` (path, label); None if not files."""
 
+    real = cache(os.path.realpath)
+
+    def relative(path: str) -> str:
+        inside = os.path.relpath(path, root)
+        if not inside.startswith(os.pardir):
+            return inside
+        # Not by way of a link: from where that leads, ".." is another folder.
+        folder, name = os.path.split(path)
+        return os.path.relpath(os.path.join(real(folder), name), real(root))  # noqa: PTH118
+
     def stamp(path: str, label: int) -> PoolImage:
         try:
             status = Path(path).stat()
         except OSError as error:  # a dangling link, say
             raise InputError(f"cannot read the image {path}: {error.strerror}; repair or remove it") from None
-        return PoolImage(os.path.relpath(path, root), label, status.st_size, int(status.st_mtime))
+        return PoolImage(relative(path), label, status.st_size, int(status.st_mtime))
 
     return [stamp(path, label) for path, label in pool.samples] if hasattr(pool, "samples") else None
 
@@ -115,7 +131,7 @@ def read_pool_paths(feature_path: str | Path, n: int) -> PoolPaths:
     sizes, classes, source = listed.get("sizes", []), listed.get("classes", []), listed.get("source")
     if (
         not all(isinstance(each, list) for each in (paths, sizes, classes))
-        or not (source is None or (isinstance(source, dict) and {*source} == {*SOURCE}))
+        or not (source is None or (isinstance(source, dict) and {*source} >= {*SOURCE}))
         or len(paths) != n
         or not all(isinstance(name, str) for name in (root, *paths, *classes))
         or len(sizes) not in (0, n)

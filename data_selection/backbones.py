@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import download_checkpoint, fetch_checkpoint, load_pretrained, network_weights, weights_checksum
+from common.checkpoints import download_checkpoint, fetch_checkpoint, weights_checksum
 from common.errors import InputError
 from common.networks import (
     HUB,
@@ -17,6 +17,7 @@ from common.networks import (
     model_config,
     preprocessing,
 )
+from common.pretrained import load_pretrained, network_weights
 
 VITS = ("vit_tiny", "vit_small", "vit_base")  # the published names, for any --patch_size
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/{name}/{name}.pth"
@@ -91,7 +92,7 @@ class Backbone:
         try:
             with torch.inference_mode():
                 d = self.features(torch.zeros(1, 3, size, size)).shape[1]
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except (AssertionError, RuntimeError, ValueError, AttributeError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.model} cannot take images of {size}x{size}: {reason}") from None
         named = {"model": self.model, "weights": self.weights, "feature": self.feature_kind(), "d": d}

@@ -95,10 +95,11 @@ def pool_location(args: argparse.Namespace) -> tuple[str, Path]:
         if not root.is_file():
             raise InputError(f"image list {root} is not there")
         return root.stem, root
-    elif args.no_labels:
-        name, folder = root.resolve().name, root
     else:
-        both = split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
+        both = not args.no_labels and split_folder(root, True).is_dir() and split_folder(root, False).is_dir()
+        if root.is_dir() and not train and not both:
+            of_splits = "reads all of it: leave out --no-labels" if args.no_labels else "lacks train/ and val/ or test/"
+            raise InputError(f"--split {args.split} needs a folder of splits, and {root} {of_splits}")
         name, folder = root.resolve().name, split_folder(root, train) if both else root
     check_folder(folder)  # before any weights are downloaded
     return name, folder

@@ -23,7 +23,7 @@ from common.feature_file import (
     unfinished,
 )
 from common.files import atomic_file, locked, write_json
-from common.image_list import place_of
+from common.image_list import place_of, some
 from common.image_loader import image_name, missing_batches, reason_unreadable
 from common.images import cifar, class_folders, image_folder, image_list, image_tree, note_on_other_formats, open_rgb
 from common.networks import normalised
@@ -35,6 +35,7 @@ from data_selection.backbones import VITS, Backbone, build_backbone
 # Options that change no row of the feature file.
 NO_INFLUENCE = (
     "num_workers", "device", "resume", "output_dir", "extra_name", "data_path", "input_size", "image_column",
+    "batch_size_per_gpu",
 )  # fmt: skip
 DECODED_AT_LEAST = 2  # times the input size: the smallest size that a large photo may be decoded at
 FIRST_NAMED = 3
@@ -95,10 +96,14 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
         if processes.is_main:
             print(in_words(described))
             print(f"{len(pool)} images from {root} -> {path} ({len(pool)} x {described['d']} and a label)", flush=True)
+            if classes := getattr(pool, "classes", ()):
+                print(f"classes: {some(classes)}", flush=True)
         if args.resume and path.is_file() and not unfinished(path).is_file():
-            processes.from_main(lambda: check_finished(file, described, root))
+            processes.from_main(lambda: check_finished(file, described, pool, root))
             processes.report(f"{path} is finished: nothing to resume; without --resume it is extracted again")
             return
+        if processes.is_main and not args.resume and unfinished(path).is_file():
+            print(f"note: {unfinished(path)} is begun anew; --resume would continue it", flush=True)
         processes.from_main(lambda: file.prepare(args.resume))
         file.open()
         amp = amp_dtype(args.amp, processes)
@@ -108,20 +113,24 @@ def extract_features(args: argparse.Namespace, root: Path, path: Path) -> None:
             finish(file, pool, root, described)
 
 
-def check_finished(file: FeatureFile, described: dict[str, Any], root: Path) -> None:
+def check_finished(file: FeatureFile, described: dict[str, Any], pool: Dataset, root: Path) -> None:
     """Raise InputError if a finished feature file has other images, or other features, than it would have now."""
     features, labels = read_features(file.path)
     n = len(features)
     differs = difference(described, read_description(file.path))
     if n != file.shape[0]:
         differs = f"{n} images instead of {file.shape[0]}"
-    elif not differs and file.images and paths_file(file.path).is_file():
+    elif not differs and paths_file(file.path).is_file():
         before = read_pool_paths(file.path, n)
-        same_paths = before.paths == [image.path for image in file.images]
-        same_sizes = not before.sizes or before.sizes == [image.size for image in file.images]
-        if before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # so not moved
+        if before.source and before.source["column"] != pool.source["column"]:
+            differs = f"the images of column {before.source['column']}"
+        elif before.source:
+            differs = "other images" * (before.source.get("content") not in (None, pool.content_checksum()))
+        elif before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # so not moved
             differs = f"the images of {before.root}"
-        elif not (same_paths and same_sizes):
+        elif before.paths != [image.path for image in file.images] or (
+            before.sizes not in ([], [image.size for image in file.images])
+        ):
             differs = "other images"
         elif labels.tolist() != [image.label for image in file.images]:
             differs = "other labels"
@@ -141,7 +150,7 @@ def fingerprint(args: argparse.Namespace, described: dict[str, Any], pool: Datas
     if hasattr(pool, "samples"):
         known["folder"] = str(folder_of(root).resolve())
     elif hasattr(pool, "identity"):  # images that are not files
-        known["images_of"] = pool.identity
+        known |= {"images_of": pool.identity, "image_column": pool.source["column"]}
     return known
 
 
@@ -188,7 +197,8 @@ def extract(
         finite = features.isfinite().all(dim=1) | ~readable
         if not finite.all():
             bad = rows[int(finite.int().argmin())]
-            raise InputError(f"{image_name(pool, bad)} has features that are not finite: try --amp off")
+            remedy = "try --amp off" if amp else "are the weights damaged?"
+            raise InputError(f"{image_name(pool, bad)} has features that are not finite: {remedy}")
         features[~readable] = torch.nan
         file.write(rows, features.numpy(), labels.numpy())
 
@@ -214,7 +224,8 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
         paths, sizes = [image.path for image in file.images], [image.size for image in file.images]
         write_pool_paths(file.path, PoolPaths(str(folder_of(root).resolve()), paths, sizes, classes))
     elif hasattr(pool, "names"):
-        write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, pool.source))
+        source = {**pool.source, "content": pool.content_checksum()}
+        write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, source))
     write_json(description_file(file.path), described, indent=1)
     file.finish()
     listing.unlink(missing_ok=True)

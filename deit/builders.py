@@ -14,12 +14,13 @@ from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sa
 from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, load_pretrained, network_weights, weights_checksum
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, weights_checksum
 from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
 from common.image_loader import DecodedImages, ImageLoader, KeptBatches
 from common.networks import create_network, input_size, preprocessing
+from common.pretrained import load_pretrained, network_weights
 from common.processes import Processes, amp_dtype_of
 from common.training import Recipe, TrainingState
 from deit.augmentation import train_transform

@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.checkpoints import (
-    check_classes,
-    fetch_checkpoint,
-    is_own_checkpoint,
-    load_pretrained,
-    network_weights,
-    weights_checksum,
-)
+from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, weights_checksum
 from common.errors import InputError
 from common.networks import averages_beside_class_token, create_network, input_size
+from common.pretrained import load_pretrained, network_weights
 from common.training import differences
 
 # When DeiT was published, timm had the dropout of its ViTs after the embedding and in the blocks, not before the head.

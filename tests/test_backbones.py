@@ -11,9 +11,9 @@ import torch
 from conftest import TINY_VIT
 
 from common import networks
-from common.checkpoints import load_pretrained, network_weights
 from common.errors import InputError
 from common.networks import create_network, preprocessing
+from common.pretrained import load_pretrained, network_weights
 from data_selection.backbones import Backbone, build_backbone
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}

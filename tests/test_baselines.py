@@ -187,6 +187,15 @@ def test_maxherding_always_takes_the_sample_that_adds_most_to_the_coverage(sigma
     assert found == chosen[2:]
 
 
+def test_of_equal_gains_maxherding_takes_the_first_also_with_a_narrow_kernel():
+    rows = F.normalize(torch.randn(40, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert maxherding_samples(pool_of(torch.cat([rows, rows])), 40, 0, sigma=0.05) == list(range(40))
+
+
+def test_the_balls_of_equal_samples_have_a_finite_radius():
+    assert 0 < purest_radius(F.normalize(torch.ones(30, 4), dim=1), 2, 0) <= 2
+
+
 def test_maxherding_of_a_smaller_budget_is_the_beginning_of_a_larger_one():
     pool = unit(200, 8)
     largest = maxherding_samples(pool_of(pool), 50, 0)

@@ -10,8 +10,9 @@ import timm
 import torch
 from conftest import tiny_vit
 
-from common.checkpoints import download_checkpoint, load_pretrained, network_weights, read_checkpoint
+from common.checkpoints import download_checkpoint, read_checkpoint
 from common.errors import InputError
+from common.pretrained import load_pretrained, network_weights
 
 
 def load(model, checkpoint, key="teacher"):
@@ -54,6 +55,32 @@ def test_the_checkpoint_key_chooses_the_network():
     model = tiny_vit()
     load(model, {"teacher": WEIGHTS, "student": OTHER}, key="student")
     assert torch.equal(model.state_dict()["norm.weight"], OTHER["norm.weight"])
+
+
+def test_a_key_that_was_asked_for_and_is_not_there_is_no_other_network():
+    with pytest.raises(InputError, match="holds no network under modelema; it holds model, model_ema"):
+        load(tiny_vit(), {"model": WEIGHTS, "model_ema": OTHER}, "modelema")
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(3).to_sparse(),
+        torch.ones(3, device="meta"),
+        torch.ones(3, dtype=torch.complex64),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ],
+)
+def test_what_is_no_dense_tensor_of_plain_numbers_is_no_network(weight):
+    with pytest.raises(InputError, match="holds no network"):
+        load(tiny_vit(), {"model": {**WEIGHTS, "norm.weight": weight}})
+    with pytest.raises(InputError, match="holds no network"):
+        load(tiny_vit(), {"model": dict(enumerate(WEIGHTS.values()))})
+
+
+def test_whole_numbers_are_no_weights_of_a_backbone():
+    with pytest.raises(InputError, match="of whole numbers: norm.weight$"):
+        load(tiny_vit(), {**WEIGHTS, "norm.weight": WEIGHTS["norm.weight"].to(torch.int8)})
 
 
 def test_published_options_in_a_namespace_are_read_as_data(tmp_path):
@@ -178,7 +205,7 @@ def test_an_empty_or_missing_checkpoint_is_named(tmp_path):
 
 
 def test_a_checkpoint_without_a_network_says_what_it_holds():
-    with pytest.raises(InputError, match="holds no network under teacher, model or state_dict; it holds epoch, loss"):
+    with pytest.raises(InputError, match="holds no network under teacher or model or state_dict; it holds epoch, loss"):
         network_weights({"epoch": 1, "loss": 2.0}, "test.pth")
 
 

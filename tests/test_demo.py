@@ -10,7 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from common.checkpoints import load_pretrained, read_checkpoint
+from common.checkpoints import read_checkpoint
+from common.pretrained import load_pretrained
 from experiments.digits_pool import write_digits_pool
 from experiments.pretrain_vit import VIT, knn_accuracy, load_images
 

@@ -439,6 +439,52 @@ def test_a_resume_that_was_killed_while_it_moved_rows_loses_none(backbone, tmp_p
     assert main(options).read_bytes() == main([*options[:-1], "--extra_name", "_b_"]).read_bytes()
 
 
+def test_an_unfinished_extraction_is_continued_with_smaller_batches_and_with_keywords_of_several_numbers(
+    backbone, tmp_path
+):
+    damaged = damaged_pool(tmp_path / "photos")
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out", "--resume")
+    options = [*options, "--batch_size_per_gpu", "4"]
+    all_unreadable(options)
+    for path in damaged:
+        write_image(path, 1)
+    features, _ = read_features(main([*options, "--batch_size_per_gpu", "3"]))
+    assert np.isfinite(features).all()
+    file = FeatureFile(tmp_path / "f.npy", 2, 1, {"model_kwargs": {"depths": (1, 2)}})
+    file.prepare(resume=False)
+    file.prepare(resume=True)
+
+
+def test_beginning_anew_says_that_an_unfinished_file_could_have_been_continued(backbone, tmp_path, capsys):
+    damaged_pool(tmp_path / "photos")
+    options = folder_options(tmp_path / "photos", backbone, tmp_path / "out")
+    all_unreadable(options)
+    assert "note:" not in capsys.readouterr().out
+    all_unreadable(options)
+    assert "photos_train.npy.partial is begun anew; --resume would continue it" in capsys.readouterr().out
+
+
+def test_a_split_that_a_folder_does_not_have_is_refused_and_classes_are_said(pool, backbone, tmp_path, capsys):
+    main(folder_options(pool / "train", backbone, tmp_path))
+    assert f"classes: {len(CLASSES)} ({CLASSES[0]}, " in capsys.readouterr().out
+    for extra in ([], ["--no-labels"]):
+        with pytest.raises(InputError, match="--split val needs a folder of splits, and .*train"):
+            main(folder_options(pool / "train", backbone, tmp_path, "--split", "val", *extra))
+
+
+def test_a_folder_that_cannot_be_read_is_named(pool, backbone, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith(CLASSES[1]):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=f"cannot read the folder .*{CLASSES[1]}: Permission denied"):
+        main(folder_options(pool / "train", backbone, tmp_path))
+
+
 def test_rows_that_a_killed_resume_has_moved_are_not_taken_for_those_of_a_later_run(tmp_path, monkeypatch):
     before, after = ([PoolImage(f"{name}.png", 0, 1, 1) for name in names] for names in ("ab", "ac"))
     file = FeatureFile(tmp_path / "f.npy", 2, 1, {"weights": "one"}, before)

@@ -198,6 +198,38 @@ def test_copies_have_distinct_names_in_any_file_system():
     assert all("/" not in name and len(name) < 255 and name.endswith(".jpg") for name in names)
 
 
+def test_exports_of_another_subset_of_the_same_name_are_removed_but_never_labels(features, tmp_path, capsys):
+    exports = ["--export_paths", "--export_csv", "--export_tasks", "label-studio"]
+    named = ["--number", 3, "--filename", "s.json"]
+    subset = choose(features, tmp_path, *named, *exports, method="random")
+    written = ("s_paths.txt", "s_labels.csv", "s_tasks.json")
+    choose(features, tmp_path, *named, method="random")  # the same subset
+    assert all((tmp_path / name).is_file() for name in written)
+    choose(features, tmp_path, *named, "--seed", 1, method="random")
+    assert not any((tmp_path / name).exists() for name in written)
+    fill_in(choose(features, tmp_path, *named, *exports, method="random").with_name("s_labels.csv"))
+    choose(features, tmp_path, *named, "--seed", 1, method="random")
+    assert (tmp_path / "s_labels.csv").is_file() and not (tmp_path / "s_paths.txt").exists()
+    assert f"note: {tmp_path / 's_labels.csv'} stays, with the labels of another subset" in capsys.readouterr().out
+    assert json.loads(subset.read_text())
+
+
+def test_a_list_in_a_folder_behind_a_link_leads_to_its_images(photos, backbone, tmp_path):
+    (tmp_path / "mnt" / "deep" / "user").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    home = tmp_path / "home" / "user"
+    home.symlink_to(tmp_path / "mnt" / "deep" / "user")
+    rows = [(f"{photos}/{image_path(number)}",) for number in range(4)]
+    features = extract(write_csv(home / "some.csv", rows, ("path",)), tmp_path, backbone, "--dataset", "List")
+    assert all(file.is_file() for file in read_pool_paths(features, 4).files())
+    subset = choose(features, tmp_path, "--number", 2, "--export_paths", "--export_csv", method="random")
+    assert all(Path(line).is_file() for line in subset.with_name(f"{subset.stem}_paths.txt").read_text().splitlines())
+    (tmp_path / "alias").symlink_to(photos)
+    known = write_csv(tmp_path / "known.csv", [(f"{tmp_path / 'alias'}/{image_path(1)}", "ant")])
+    beside = choose(features, tmp_path, "--number", 1, "--labeled_ids", known, method="random")
+    assert "labeled_1_" in beside.name
+
+
 def test_label_studio_tasks_point_at_the_chosen_images_and_its_exports_are_labels(features, tmp_path):
     subset = choose(features, tmp_path, "--number", 3, "--export_tasks", "label-studio")
     tasks = json.loads(subset.with_name(f"{subset.stem}_tasks.json").read_text())
@@ -725,6 +757,49 @@ def test_exports_of_file_names_are_refused_where_images_are_no_files(hf_table, b
     for export in (["--export_paths"], ["--export_tasks", "label-studio"]):
         with pytest.raises(InputError, match=f"{export[0]} names files, but the images of .* are not files"):
             choose(features, tmp_path, "--number", 3, *export)
+
+
+def two_columns(hf_table, photos: list, others: list):
+    import datasets
+
+    kinds = datasets.Features({name: hf_table.features["photo"] for name in ("photo", "other")})
+    return datasets.Dataset.from_dict({"photo": photos, "other": others}, kinds)
+
+
+def test_another_column_or_other_images_of_a_hugging_face_data_set_are_never_taken_for_the_first(
+    hf_table, backbone, tmp_path
+):
+    photos = hf_table.select_columns("photo").to_dict()["photo"]
+    table = two_columns(hf_table, photos, photos[::-1])
+    table.to_parquet(pool := tmp_path / "insects.parquet")
+    options = (pool, tmp_path, backbone, "--dataset", "HF", "--resume")
+    features = extract(*options, "--image_column", "photo")
+    with pytest.raises(InputError, match="is finished, but has the images of column photo"):
+        extract(*options, "--image_column", "other")
+    table.select([*range(1, len(table)), 0]).to_parquet(pool)
+    with pytest.raises(InputError, match="is finished, but has other images"):
+        extract(*options, "--image_column", "photo")
+    with pytest.raises(InputError, match="has other images now: extract again"):
+        choose(features, tmp_path, "--number", 2, "--copy_images", tmp_path / "copies")
+
+
+def test_the_unfinished_features_of_one_column_are_not_continued_with_another(hf_table, backbone, tmp_path):
+    photos = hf_table.select_columns("photo").to_dict()["photo"]
+    two_columns(hf_table, [None, *photos[1:]], photos).to_parquet(pool := tmp_path / "holes.parquet")
+    with pytest.raises(InputError, match="has no content"):
+        extract(pool, tmp_path, backbone, "--dataset", "HF", "--image_column", "photo")
+    with pytest.raises(InputError, match="image_column was photo, is other"):
+        extract(pool, tmp_path, backbone, "--dataset", "HF", "--image_column", "other", "--resume")
+
+
+def test_whole_numbers_in_a_column_label_are_the_labels_of_a_hugging_face_data_set(hf_table, backbone, tmp_path):
+    import datasets
+
+    numbers = hf_table.select_columns("photo").add_column("label", [3, 1, 2, 0, 1, 7][: len(hf_table)])
+    assert isinstance(numbers.features["label"], datasets.Value)
+    numbers.to_parquet(tmp_path / "numbers.parquet")
+    features = extract(tmp_path / "numbers.parquet", tmp_path, backbone, "--dataset", "HF")
+    assert read_features(features)[1].tolist() == [3, 1, 2, 0, 1, 7][: len(hf_table)]
 
 
 def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):

@@ -270,6 +270,11 @@ def test_a_tsne_map_has_two_finite_numbers_a_sample():
     assert where.shape == (40, 2) and np.isfinite(where).all() and len(axes) == 2
 
 
+def test_a_tsne_map_of_a_single_feature_is_possible():
+    where, _ = project("tsne", np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32), 0, 30)
+    assert where.shape == (40, 2) and np.isfinite(where).all()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["pca", "tsne"])
 def test_a_map_of_equal_images_is_a_point(kind):
@@ -351,6 +356,18 @@ def test_classes_are_known_by_their_names_where_the_other_split_lacks_some(given
         file.write_text(json.dumps({**listed, "classes": classes}))
     part = read_report(given, "--eval_feature_path", given / "held_out.npy")
     assert [entry["values"]["accuracy_nearest"] for entry in (whole["subsets"][0], part["subsets"][0])] == [100, 100]
+
+
+def test_classes_are_shown_by_their_names(given):
+    listed = {"root": str(given), "paths": [f"{row}.png" for row in range(len(np.load(given / "pool.npy")))]}
+    (given / "pool_paths.json").write_text(json.dumps({**listed, "classes": ["ant", "bee", "cat"]}))
+    assert read_report(given)["class_names"] == ["ant", "bee", "cat"]
+
+
+def test_an_empty_name_of_a_file_is_an_error_and_not_none(given):
+    for option in ("--eval_feature_path", "--predictions"):
+        with pytest.raises(InputError):
+            read_report(given, option, "")
 
 
 def test_a_pool_without_labels_cannot_be_evaluated(given):

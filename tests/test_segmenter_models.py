@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY_VIT, tiny_vit
 
-from common.checkpoints import load_pretrained
 from common.errors import InputError
+from common.pretrained import load_pretrained
 from segmenter.models import BatchNormLinear, LinearDecoder, MaskTransformer, PixelClassifier, build_encoder
 
 D = TINY_VIT["embed_dim"]

@@ -275,6 +275,27 @@ def test_a_setting_that_does_not_exist_is_refused(settings, message):
         select(golden_pool()[:, :-1], 5, **settings)
 
 
+def test_numbers_and_indices_of_numpy_and_torch_are_as_good_as_pythons():
+    features = golden_pool()[:, :-1]
+    plain = select(features, 5, seed=3, labeled=[1, 2], excluded=[7], max_iter=5).indices
+    tensor = torch.from_numpy(features).requires_grad_()
+    others = {"labeled": torch.tensor([1, 2]), "excluded": np.array([7])}
+    assert select(tensor, np.int64(5), seed=np.int64(3), **others, max_iter=5).indices == plain
+
+
+@pytest.mark.parametrize(
+    ("features", "given", "message"),
+    [
+        ([[1.0, 2.0]], {}, r"features are a list: give an array or a tensor \(n, d\)"),
+        (np.eye(3), {"excluded": np.array([True, False, False])}, "excluded holds torch.bool: give the indices"),
+        (np.eye(3), {"labeled": [0.0]}, "labeled holds torch.float32: give the indices"),
+    ],
+)
+def test_what_is_no_array_or_no_index_is_refused(features, given, message):
+    with pytest.raises(InputError, match=message):
+        select(features, 1, **given)
+
+
 def test_files_of_the_whole_pool_and_of_batches_of_a_large_one_have_different_names():
     from data_selection.sample_tools.ActiveFT_options import subset_name
 

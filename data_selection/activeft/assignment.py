@@ -189,7 +189,7 @@ class PairList:
         vectors = vectors.T.contiguous()
         beyond = reach + self.path[some]
         rows, columns, bounds = [self.rows], [self.columns], [self.bounds]
-        chunk = self.chunk or max(64, CHUNK_ELEMENTS // 2 // m)
+        chunk = min(self.chunk or max(64, CHUNK_ELEMENTS // 2 // m), len(self.floor))
         # New ones per chunk would fragment memory.
         buffer, flags = torch.empty(chunk, m), torch.empty(chunk * m, dtype=torch.bool)
         for piece in chunks(len(self.floor), chunk):

@@ -120,6 +120,8 @@ def read_rows(
 
     Raises InputError if a row is zero or not finite.
     """
+    if not isinstance(features, np.ndarray | Tensor):
+        raise InputError(f"features are a {type(features).__name__}: give an array or a tensor (n, d)")
     if features.ndim != 2:
         raise InputError(f"features have shape {tuple(features.shape)}, not (n, d)")
     first, last, _ = part.indices(len(features))
@@ -127,7 +129,7 @@ def read_rows(
     for piece in chunks(len(pool), ROWS_AT_A_TIME):
         rows = pool[piece]
         source = features[first + piece.start : first + piece.stop]
-        rows.copy_(source if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
+        rows.copy_(source.detach() if isinstance(source, Tensor) else torch.from_numpy(source.astype(np.float32)))
         norms = rows.norm(dim=1, keepdim=True)
         bad = ~(norms.isfinite() & (norms > 0)).squeeze(1)
         if bad.any():

@@ -20,7 +20,7 @@ def random_samples(candidates: Candidates, k: int, seed: int) -> list[int]:
     numbers would then yield their neighbours in the pool.
     """
     labeled = len(candidates.labeled)
-    generator = random.Random(f"{seed} after {labeled}" if labeled else seed)
+    generator = random.Random(f"{seed} after {labeled}" if labeled else int(seed))
     return generator.sample(candidates.open_indices(), k)
 
 

@@ -126,10 +126,19 @@ def select(
     Raises:
         InputError: if the budget does not fit the pool, an index is outside it, or a row is zero or not finite.
     """
-    candidates, settings = Candidates(len(features), tuple(labeled), tuple(excluded)), Settings(**settings)
+    candidates = Candidates(len(features), indices_of("labeled", labeled), indices_of("excluded", excluded))
+    settings = Settings(**settings)
     candidates.check(budget)
     pool = read_pool(features, candidates, processes or Processes(pick_device(device)))
     return optimise(pool, budget, settings, progress, observe)
+
+
+def indices_of(name: str, given: Sequence[int] | np.ndarray | Tensor) -> tuple[int, ...]:
+    """Return indices as plain numbers. Raises InputError for a mask, and for anything but whole numbers."""
+    indices = torch.as_tensor(given)
+    if len(indices) and (indices.dtype == torch.bool or indices.is_floating_point()):
+        raise InputError(f"{name} holds {indices.dtype}: give the indices of samples, of a mask its nonzero()")
+    return tuple(indices.tolist())
 
 
 def optimise(

@@ -8,7 +8,7 @@ from data_selection.activeft.pool import Pool, chunks, rows_at_a_time
 
 BLOCK = 1024  # rows and columns of similarities that stay in a processor's cache
 FIRST_PORTION = 8  # candidates examined together at first, then twice as many each time
-TIE = 1e-5  # relative difference that rounding may make between equal gains
+TIE = 1e-5  # relative difference that rounding may make between equal gains, with sigma 1
 
 
 def herding_samples(pool: Pool, k: int, seed: int) -> list[int]:
@@ -49,7 +49,7 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     Returns: k distinct indices, in the order chosen.
     """
     features, n = pool.rows, pool.n
-    portion = rows_at_a_time(n)
+    portion, tie = rows_at_a_time(n), TIE * max(1, 1 / sigma**2)
     covered = features.new_zeros(n)  # m_i
 
     def similarity(samples: Tensor | slice, others: slice = slice(None)) -> Tensor:
@@ -79,7 +79,7 @@ def maxherding_samples(pool: Pool, k: int, seed: int, sigma: float = 1.0) -> lis
     for _ in progress_bar(range(k), desc="covering"):
         looked_at = FIRST_PORTION
         while True:
-            enough = bounds.masked_fill(~gained, -torch.inf).max() * (1 - TIE)
+            enough = bounds.masked_fill(~gained, -torch.inf).max() * (1 - tie)
             promising = bounds.masked_fill(gained, -torch.inf).topk(min(looked_at, n))
             some = promising.indices[promising.values.isfinite() & (promising.values >= enough)]
             if not len(some):

@@ -75,4 +75,4 @@ def purest_radius(features: Tensor, classes: int, seed: int) -> float:
     reach = distance(nearest).sort().values
     # Just below the first distance at which more than 5% of the balls would reach another cluster.
     impure = int((1 - PURITY) * len(reach))
-    return float(reach[impure]) * (1 - 1e-6)
+    return min(float(reach[impure]), 2.0) * (1 - 1e-6)  # infinite if all samples are in one cluster

@@ -32,7 +32,7 @@ def read_annotations(args: argparse.Namespace, n: int) -> Annotations:
     given = args.labeled_ids or []
     labeled, _ = read_labeled_ids(given, args.feature_path, n)
     lists = [*filter(is_image_list, given), *(args.labels or [])]
-    named = {"--labels": lists, "--predictions": [args.predictions] if args.predictions else []}
+    named = {"--labels": lists, "--predictions": [] if args.predictions is None else [args.predictions]}
     found = {}
     for option, files in named.items():
         images = labelled_images(files, option)

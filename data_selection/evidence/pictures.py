@@ -57,7 +57,9 @@ def project(kind: str, rows: np.ndarray, seed: int, fitted: int) -> tuple[np.nda
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(rows) - 1) / 3)
-        tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+        tsne = TSNE(
+            metric="cosine", init="pca" if rows.shape[1] > 1 else "random", perplexity=perplexity, random_state=seed
+        )
         return tsne.fit_transform(rows), ["t-SNE 1", "t-SNE 2"]
     import umap  # optional
 

@@ -63,7 +63,11 @@ def write_report(args: argparse.Namespace) -> Path:
     labels = known_labels(labels)
     known = read_annotations(args, n)
     subsets = read_subsets(args.subset_ids, args.feature_path, n, known.labeled)
-    held_out = read_held_out(args.eval_feature_path, args.feature_path, d, labels) if args.eval_feature_path else None
+    held_out = (
+        read_held_out(args.eval_feature_path, args.feature_path, d, labels)
+        if args.eval_feature_path is not None
+        else None
+    )
     check_map(args.map, min(n, args.map_samples))
     listed = read_pool_paths(args.feature_path, n) if paths_file(Path(args.feature_path)).is_file() else None
     names = listed.paths if listed else ()
@@ -117,6 +121,7 @@ def write_report(args: argparse.Namespace) -> Path:
     for name, of in (("given_labels", known.labels), ("predictions", known.predictions)):
         report[name] = {index: of[index] for index in shown if index in of}
     report["labels"] = {index: int(labels[index]) for index in shown} if labels is not None else {}
+    report["class_names"] = listed.classes if listed else []
     report["paths"] = {index: "/".join(paths[index].parts[-PARTS_OF_A_PATH:]) for index in shown} if paths else {}
     gallery = [pictures(entry, thumbnail, args.gallery_images) for entry in report["subsets"]] if thumbnail else []
 

@@ -31,7 +31,13 @@ from common.subset_file import (
 from data_selection.activeft.pool import Candidates, Pool, read_pool, read_rows
 from data_selection.activeft.selection import Selection
 from data_selection.evidence.duplicates import duplicate_of
-from data_selection.sample_tools.subset_export import add_export_options, check_exports, export, represented
+from data_selection.sample_tools.subset_export import (
+    add_export_options,
+    check_exports,
+    export,
+    remove_stale_exports,
+    represented,
+)
 
 Method = Callable[[Pool, int], Selection]
 LONGEST_NAME = 230  # bytes; file systems allow 255, but the files beside it have longer names
@@ -203,6 +209,7 @@ def select_subsets(request: Request, method: Method, processes: Processes, unit:
         if request.args.export_csv or request.args.export_tasks:
             represents = represented(pool, [*request.candidates.labeled, *chosen], unit)
         if processes.is_main:
+            remove_stale_exports(path, chosen)
             write_subset(path, chosen, selection.losses, request.provenance)
             print(f"wrote {len(chosen)} of {pool.n} indices to {path}")
             if request.images:

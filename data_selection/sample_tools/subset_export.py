@@ -1,6 +1,7 @@
 """Files for the people who label: a CSV to fill in, copies of the chosen images, tasks for a labelling tool."""
 
 import argparse
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -13,7 +14,7 @@ from zlib import crc32
 import torch.nn.functional as F
 
 from common.errors import InputError
-from common.files import atomic_file, make_output_dir, write_json
+from common.files import atomic_file, make_output_dir, read_json, write_json
 from common.image_list import read_image_list, write_image_list
 from common.pool_paths import PoolPaths, read_pool_paths
 from common.subset_file import beside
@@ -64,6 +65,23 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
             raise InputError(f"--copy_images {args.copy_images} is inside the pool {pool.root}, which it would change")
         make_output_dir(args.copy_images)
     return pool
+
+
+def remove_stale_exports(subset: Path, indices: Sequence[int]) -> None:
+    """Remove lists and tasks of another subset that had this name. Labels that are filled in stay, with a message."""
+    with contextlib.suppress(InputError):
+        if not subset.is_file() or read_json(subset, "subset") == list(indices):
+            return
+    for ending in ("paths.txt", "tasks.json"):
+        beside(subset, ending).unlink(missing_ok=True)
+    labels, filled = labels_file(subset), True
+    if labels.is_file():
+        with contextlib.suppress(InputError):
+            filled = any(image.label for image in read_image_list(labels))
+        if filled:
+            print(f"note: {labels} stays, with the labels of another subset")
+        else:
+            labels.unlink()
 
 
 def export(

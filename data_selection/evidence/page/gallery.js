@@ -77,7 +77,7 @@ function openDetails(chosen) {
   close.addEventListener("click", () => byId("details").close());
   const others = subset.nearest[chosen];
   const facts = [
-    classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classOf(index)}.`,
+    classOf(index) === null ? `Image ${count(index)} of the pool.` : `Image ${count(index)} of the pool, of class ${classNameOf(index)}.`,
     `It represents ${count(subset.represents[chosen])} of ${count(report.n)} images, itself included (${FORMATS.share(subset.represents[chosen] / report.n)}).`,
     ...knownOf(index).map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`),
   ];

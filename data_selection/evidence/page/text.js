@@ -39,6 +39,7 @@ const swatch = (position) => {
 // An image's name: its file and class where they are known, else its index in the pool.
 const pathOf = (index) => report.paths[index] ?? null;
 const classOf = (index) => report.labels[index] ?? null;
+const classNameOf = (index) => report.class_names[classOf(index)] ?? classOf(index);
 const nameOf = (index) => pathOf(index) ?? `image ${index}`;
 const labeled = new Set(report.labeled);
 // What is known of an image beside the pool's own label: in words, perhaps none.
