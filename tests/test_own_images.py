@@ -762,7 +762,7 @@ def test_exports_of_file_names_are_refused_where_images_are_no_files(hf_table, b
 def two_columns(hf_table, photos: list, others: list):
     import datasets
 
-    kinds = datasets.Features({name: hf_table.features["photo"] for name in ("photo", "other")})
+    kinds = datasets.Features(dict.fromkeys(("photo", "other"), hf_table.features["photo"]))
     return datasets.Dataset.from_dict({"photo": photos, "other": others}, kinds)
 
 
