@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,7 +12,7 @@ from urllib.error import URLError
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import InputError
 from common.files import atomic_file, check_given, checksum, kind_of_file
@@ -118,6 +118,37 @@ def weights_checksum(weights: dict[str, Tensor]) -> str:
     names = sorted(weights)
     values = (weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name in names)
     return checksum(part for name, value in zip(names, values, strict=True) for part in (name.encode(), value.data))
+
+
+def read_trained(
+    source: str,
+    script: str,
+    build: Callable[[argparse.Namespace, dict[str, Any]], nn.Module],
+    classes: Sequence[str] | None = None,
+) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
+    """Return a trained model, the options of its training, and what else its checkpoint says about the run.
+
+    build: makes the model from the latter two. classes: the names that it must know, if any.
+    Raises InputError if it is not a checkpoint of `script`, holds other class names or none, or holds another model
+    than it names.
+    """
+    checkpoint = fetch_checkpoint(source)
+    if not is_own_checkpoint(checkpoint):
+        raise InputError(f"{source} is not a checkpoint of {script} but bare weights, of unknown model and classes")
+    run = checkpoint["run"]
+    if not run.get("classes"):
+        raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
+    if classes is not None:
+        check_classes(run, source, classes)
+    try:
+        options = argparse.Namespace(**checkpoint["args"])
+        check_finite(checkpoint["model"], source)
+        model = build(options, run)
+        model.load_state_dict(checkpoint["model"])
+    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{source} is not a checkpoint of {script}, or belongs to another model: {reason}") from None
+    return model.eval(), options, run
 
 
 def check_finite(weights: dict[str, Tensor], source: str) -> None:

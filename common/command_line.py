@@ -79,7 +79,7 @@ def check_optimizer(name: str) -> None:
         return
     from timm.optim import list_optimizers  # takes a second to load
 
-    if name not in list_optimizers():
+    if name.removeprefix("lookahead_") not in list_optimizers():
         raise InputError(f"--opt {name} is not known to timm; try sgd, adamw or lamb")
 
 

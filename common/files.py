@@ -129,20 +129,23 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
     The lock ends with its process, however that ends, and worker processes do not inherit it (a POSIX record lock).
     """
-    with (folder / f".{name}.lock" if name else folder / ".lock").open("a+") as file:
+    lock = folder / (f".{name}.lock" if name else ".lock")
+    with lock.open("ab+", buffering=0) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                owner = file.read().strip() or "another process"
+                owner = file.read().decode().strip() or "another process"
                 raise InputError(
                     f"{folder / name} is in use by {owner}: wait for it, or choose another --output_dir"
                 ) from None
             # a file system without locks: go on without one
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        try:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise InputError(f"cannot write {lock}: {error.strerror}") from None
         yield
 
 

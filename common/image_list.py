@@ -58,7 +58,8 @@ def read_image_list(path: str | Path, what: str = "image list") -> list[ListedIm
             raise InputError(f"the {what} {path} labels {row.path} twice: {before.label!r} and {row.label!r}")
         if row.label:
             found[row.path] = row
-    found.pop("", None)
+    if (nameless := found.pop("", None)) and nameless.label:
+        raise InputError(f"the {what} {path} has a label without a path: {nameless.label!r}")
     if not found:
         raise InputError(f"the {what} {path} names no image")
     return list(found.values())
@@ -109,8 +110,8 @@ def _choice_of(task: dict[str, Any]) -> str:
     return next((task[name].strip() for name in LABEL_COLUMNS if isinstance(task.get(name), str)), "")
 
 
-def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImage]:
-    """Read the labelled rows of one or more lists, each image once.
+def labelled_images(paths: Sequence[str | Path], option: str, root: Path = Path()) -> list[ListedImage]:
+    """Read the labelled rows of one or more lists, each image once. root: the folder that their paths are relative to.
 
     Raises InputError if a list has no labels, or an image has two.
     """
@@ -121,7 +122,7 @@ def labelled_images(paths: Sequence[str | Path], option: str) -> list[ListedImag
         if not labelled:
             raise InputError(f"{option} {path}: none of its {len(images)} images has a label")
         for image in labelled:
-            before = found.setdefault(os.path.normpath(image.path), image)  # ./a.jpg is a.jpg
+            before = found.setdefault(place_of(root / image.path), image)  # ./a.jpg is a.jpg
             if before.label != image.label:
                 raise InputError(f"{option}: {image.path} has two labels: {before.label!r} and {image.label!r}")
     return list(found.values())

@@ -72,7 +72,7 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
     Raises: InputError, listing the keys, if anything else is missing, unexpected, of another shape or not finite.
     """
     own = model.state_dict()
-    heads = _heads_of(model)
+    heads = heads_of(model)
     weights = {
         name: weight
         for name, weight in _in_timms_names(weights, model).items()
@@ -105,7 +105,7 @@ def load_pretrained(model: nn.Module, weights: Weights, source: str) -> list[str
     return fresh
 
 
-def _heads_of(model: nn.Module) -> tuple[str, ...]:
+def heads_of(model: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of the names of the classifier's weights."""
     classifier = getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("classifier")
     if not classifier:

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
@@ -48,6 +48,11 @@ class Processes:
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the main process's."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, src=0)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all processes, which have one shape, stacked by rank (size, ...)."""

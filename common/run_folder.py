@@ -3,22 +3,15 @@
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.checkpoints import (
-    check_classes,
-    check_finite,
-    fetch_checkpoint,
-    is_own_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from common.checkpoints import is_own_checkpoint, read_checkpoint, write_checkpoint
 from common.errors import InputError
 from common.files import atomic_file, locked
 from common.processes import Interruption, Processes, Result, launched
@@ -61,43 +54,13 @@ def newest_checkpoint(
     return max(found, key=lambda entry: entry[:3])[3:] if found else None
 
 
-def read_trained(
-    source: str,
-    script: str,
-    build: Callable[[argparse.Namespace, dict[str, Any]], nn.Module],
-    classes: Sequence[str] | None = None,
-) -> tuple[nn.Module, argparse.Namespace, dict[str, Any]]:
-    """Return a trained model, the options of its training, and what else its checkpoint says about the run.
-
-    build: makes the model from the latter two. classes: the names that it must know, if any.
-    Raises InputError if it is not a checkpoint of `script`, holds other class names or none, or holds another model
-    than it names.
-    """
-    checkpoint = fetch_checkpoint(source)
-    if not is_own_checkpoint(checkpoint):
-        raise InputError(f"{source} is not a checkpoint of {script} but bare weights, of unknown model and classes")
-    run = checkpoint["run"]
-    if not run.get("classes"):
-        raise InputError(f"checkpoint {source} holds no class names: it was written by another version or script")
-    if classes is not None:
-        check_classes(run, source, classes)
-    try:
-        options = argparse.Namespace(**checkpoint["args"])
-        check_finite(checkpoint["model"], source)
-        model = build(options, run)
-        model.load_state_dict(checkpoint["model"])
-    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{source} is not a checkpoint of {script}, or belongs to another model: {reason}") from None
-    return model.eval(), options, run
-
-
 class RunFolder:
     """The output of a run in --output_dir, written in order by a separate thread, so that training goes on meanwhile.
 
     Without --output_dir, and in all processes but the main one, nothing is written, and `path` is None.
     counter: the key of a log line that says where in the run it was written ("epoch", "iteration"). start: lines from
-    here on are dropped, as they will be written again. fresh: the run starts anew, not from a checkpoint.
+    here on are dropped, as they will be written again. resumed: the checkpoint that the run goes on from, if any. If it
+    is from elsewhere, so is the beginning of the log, and what is here is another run's.
     A log line is written before the checkpoint that follows it: a run that is killed in between and resumed trains
     that stretch again and writes the same line.
     """
@@ -110,7 +73,7 @@ class RunFolder:
         processes: Processes,
         counter: str,
         start: int,
-        fresh: bool,
+        resumed: str | None,
     ):
         self.args, self.run, self.state, self.processes, self.counter = args, run, state, processes, counter
         self.path = Path(args.output_dir) if args.output_dir and processes.is_main else None
@@ -122,10 +85,11 @@ class RunFolder:
         self.log_path = self.path / "log.txt"
         for unfinished in self.path.glob(".*.tmp"):  # left by a run that was killed while writing
             unfinished.unlink()
-        if fresh:
-            self._keep_previous()
+        before = Path(resumed).resolve().with_name("log.txt") if resumed else None
+        if before != self.log_path.resolve():
+            self._keep_previous(before)
         (self.path / "summary.json").unlink(missing_ok=True)  # the previous run's; this one writes its own at the end
-        log = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
+        log = before.read_text(errors="replace") if before and before.is_file() else ""
         with atomic_file(self.log_path) as temporary:
             temporary.write_text("".join(line for line in log.splitlines(True) if _is_before(line, counter, start)))
         if getattr(args, "tensorboard", False):
@@ -133,7 +97,7 @@ class RunFolder:
 
             self.tensorboard = SummaryWriter(str(self.path), purge_step=start)
 
-    def _keep_previous(self) -> None:
+    def _keep_previous(self, before: Path | None) -> None:
         """Move the previous run's checkpoints to `previous`, with a copy of its log and summary.
 
         They wait in `.previous` until all are there: if this is killed in between, the next start finishes it.
@@ -142,6 +106,8 @@ class RunFolder:
         previous, unfinished = self.path / "previous", self.path / ".previous"
         if not kept and not unfinished.is_dir():
             return
+        if before and before.parent == previous.resolve():
+            raise InputError(f"--resume is in {previous}, which is replaced by what is in {self.path}: move it first")
         unfinished.mkdir(exist_ok=True)
         for file in filter(Path.is_file, (self.log_path, self.path / "summary.json")):
             shutil.copy(file, unfinished)
@@ -149,7 +115,7 @@ class RunFolder:
             checkpoint.replace(unfinished / checkpoint.name)
         shutil.rmtree(previous, ignore_errors=True)
         unfinished.rename(previous)
-        self.processes.report(f"starting anew: checkpoints, log and summary of the previous run are in {previous}")
+        self.processes.report(f"checkpoints, log and summary of the previous run are in {previous}")
 
     def append_to_log(self, entry: dict[str, Any]) -> None:
         if self.path is None:

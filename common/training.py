@@ -89,7 +89,6 @@ class TrainingState:
         """
         return in_main_memory({
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self._schedule(),
             "epoch": self.epoch - 1,
             "update": self.update,
@@ -101,7 +100,7 @@ class TrainingState:
             "best": self.best,
             "args": vars(args),
             "run": run,
-        })  # fmt: skip
+        }) | {"optimizer": in_main_memory(self.optimizer.state_dict(), tuple)}  # fmt: skip
 
     def resume(self, checkpoint: dict[str, Any], source: str, run: dict[str, Any]) -> None:
         """Load `checkpoint`, except the schedule, which may be longer now: the caller steps it to its place.
@@ -153,14 +152,17 @@ def _run_of_old(args: dict[str, Any]) -> dict[str, Any]:
     return {name: str(args[name]).lower() for name in ("opt", "model") if name in args}
 
 
-def in_main_memory(tree: Any) -> Any:
-    """Copy nested dictionaries and lists of tensors and plain values, so that later updates do not change them."""
+def in_main_memory(tree: Any, tuples: type = list) -> Any:
+    """Copy nested dictionaries, lists and tuples of tensors and plain values, so that later updates do not change them.
+
+    tuples: what they become; an optimiser may need those in its state.
+    """
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
-        return {key: in_main_memory(value) for key, value in tree.items()}
+        return {key: in_main_memory(value, tuples) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [in_main_memory(value) for value in tree]
+        return (tuples if isinstance(tree, tuple) else list)(in_main_memory(value, tuples) for value in tree)
     return tree
 
 

@@ -1,6 +1,7 @@
 """The published recipe's transforms for training and evaluation images."""
 
 import argparse
+import re
 from functools import partial
 
 import torchvision.transforms as T
@@ -38,6 +39,9 @@ def train_transform(args: argparse.Namespace) -> T.Compose:
             std=prepared.std,
             normalize=bool(args.reprob),
         )
+        for part in args.aa.split("-")[1:]:
+            if not re.search(r"\d", part) and not part.startswith("t"):  # timm would skip it
+                raise ValueError(f"{part} has no number")
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"--aa {args.aa} is not an AutoAugment policy of timm: {error}") from None
     if size <= SMALL_IMAGE:

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sa
 from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, weights_checksum
+from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, weights_checksum
 from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
@@ -131,16 +131,16 @@ def build_state(args: argparse.Namespace, model: nn.Module, plan: EpochPlan) -> 
 
 
 def build_recipe(
-    args: argparse.Namespace, plan: EpochPlan, nb_classes: int, device: torch.device, soft_targets: bool = False
+    args: argparse.Namespace, plan: EpochPlan, model: nn.Module, data: FinetuningData, device: torch.device
 ) -> Recipe:
     """The loss and all that surrounds it. Loads the teacher where there is one."""
-    mixup = None
+    mixup, nb_classes = None, len(data.classes)
     if args.cutmix_minmax:
         least, most = (int(share * input_size(args)) for share in args.cutmix_minmax)
         if least >= most:
             given = "{:g} {:g}".format(*args.cutmix_minmax)
             raise InputError(f"--cutmix-minmax {given}: the second must exceed the first by at least one pixel")
-    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
+    if args.mixup_prob and (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
         mixup = Mixup(
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
@@ -154,15 +154,19 @@ def build_recipe(
     teacher = None
     if args.distillation_type != "none":
         checkpoint = fetch_checkpoint(args.teacher_path)
-        kwargs = dict(checkpoint["run"].get("built_with", {})) if is_own_checkpoint(checkpoint) else {}
-        kwargs.pop("img_size", None)
+        run = checkpoint["run"] if is_own_checkpoint(checkpoint) else {}
+        check_classes(run, args.teacher_path, data.classes)
+        kwargs = {key: value for key, value in run.get("built_with", {}).items() if key != "img_size"}
         teacher = create_network(args.teacher_model, nb_classes, input_size(args), kwargs)
         weights = network_weights(checkpoint, args.teacher_path)
         fresh = load_pretrained(teacher, weights, args.teacher_path)
         if fresh:
             raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
+        if teacher.statistics != model.statistics:
+            theirs = "--teacher-model {} expects images normalised by another mean and std than --model {}"
+            raise InputError(theirs.format(args.teacher_model, args.model))
         teacher.to(device).eval()
-    base = base_criterion(mixup is not None or soft_targets, args.smoothing)
+    base = base_criterion(mixup is not None or len(data.unlabelled) > 0, args.smoothing)
     distillation = args.distillation_type, args.distillation_alpha, args.distillation_tau
     loss = ClassificationLoss(base, mixup, teacher, *distillation)
     return Recipe(loss, plan, args.seed, args.clip_grad, amp_dtype_of(args.amp, device), args.output_dir)

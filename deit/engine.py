@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
@@ -34,11 +35,13 @@ class ClassificationLoss:
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """images (b, 3, h, w), targets (b,) or soft (b, c) -> scalar."""
-        if self.mixup is not None and len(images) > 1:
-            even = len(images) // 2 * 2  # mixup pairs images, and the last batch may be odd
-            images, targets = self.mixup(images[:even], targets[:even])
-        elif self.mixup is not None:
-            targets = F.one_hot(targets, self.mixup.num_classes).float()
+        if self.mixup is not None:
+            even = len(images) // 2 * 2  # mixup pairs images: the last of an odd batch stays as it is
+            last = mixup_target(targets[even:], self.mixup.num_classes, 1.0, self.mixup.label_smoothing)
+            if even:
+                mixed, soft = self.mixup(images[:even], targets[:even])
+                images, last = torch.cat([mixed, images[even:]]), torch.cat([soft, last])
+            targets = last
         outputs = model(images)
         by_class, by_distillation = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self.base(by_class, targets)
@@ -89,6 +92,8 @@ def evaluate(
     confusion: a matrix of zeros (c, c); the images of each true (row) and predicted (column) class are counted in it.
     """
     model.eval()
+    if sharded:
+        processes.broadcast(model.buffers())  # batch norm's statistics: each process has its own
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
     for batch in progress_bar(loader, desc="evaluating", leave=False, disable=not processes.is_main):
         images, targets = to_network(batch, processes.device, model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.batch_stream import BatchStream, seed_everything
 from common.errors import InputError
 from common.files import write_json
+from common.image_loader import KeptBatches
 from common.processes import Interruption, Processes, amp_dtype_of, in_parallel
 from common.progress import progress_bar
 from common.run_folder import RunFolder, newest_checkpoint, plot_confusion_matrix, plot_curves
@@ -58,7 +59,7 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
 
     sampler, plan = builders.build_plan(args, data.images_per_epoch, processes)
     soft_targets = len(data.unlabelled) > 0
-    recipe = builders.build_recipe(args, plan, len(data.classes), processes.device, soft_targets)
+    recipe = builders.build_recipe(args, plan, model, data, processes.device)
     run = builders.describe_run(args, data, plan, model, weights, recipe)
     if args.auto_resume:
         own_checkpoint = newest_checkpoint(Path(args.output_dir), run, processes.report) or own_checkpoint
@@ -68,6 +69,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if args.head_init == "linear" and evaluate_now:
             best["linear_readout"] = evaluate_now(model)
             processes.report(f"the head before the first update: {describe(best['linear_readout'])}")
+    if evaluate_now and not best:
+        processes.together(lambda: read_all(loader, processes))
     state = builders.build_state(args, model, plan)
     if own_checkpoint:
         models.check_network(*own_checkpoint, model)
@@ -91,9 +94,15 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
 
     stream = BatchStream(sampler, plan, processes.rank, epochs, state.update)
     batches = iter(builders.build_train_loader(args, data, stream, processes, state.soft_labels))
-    folder = RunFolder(args, run, state, processes, "epoch", state.epoch, fresh=not own_checkpoint)
+    folder = RunFolder(args, run, state, processes, "epoch", state.epoch, own_checkpoint and own_checkpoint[1])
     train(args, state, epochs, batches, recipe, evaluate_now, folder)
     return finish(args, state, epochs.stop, evaluate_now, data, folder)
+
+
+def read_all(loader: KeptBatches, processes: Processes) -> None:
+    """Decode all images to evaluate on: a damaged one is an error now, not after --eval_interval epochs."""
+    for _ in progress_bar(loader, desc="reading evaluation images", leave=False, disable=not processes.is_main):
+        pass
 
 
 def start_from_readout(
@@ -192,6 +201,7 @@ def finish(
         last, best = describe(state.last["test"]), describe(state.best["test"])
         processes.report(f"last {last}; best {best}, chosen on the test split")
     if folder.path:
+        folder.finish()  # the checkpoints are there before the summary
         write_json(folder.path / "summary.json", summary, indent=2)
         scores = {"test_acc1": "model", "test_ema_acc1": "moving average"}
         plot_curves(folder.log(), folder.path / "curves.png", "epoch", scores, "top-1 accuracy in %")

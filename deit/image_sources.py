@@ -32,8 +32,8 @@ def labelled_lists(
     """
     root = Path(args.data_path)
     loader = photo_loader(input_size(args))
-    train = labelled_images(args.labels, "--labels")
-    val = labelled_images([args.val_labels], "--val-labels") if args.val_labels else []
+    train = labelled_images(args.labels, "--labels", root)
+    val = labelled_images([args.val_labels], "--val-labels", root) if args.val_labels else []
     classes = sorted({image.label for image in (*train, *val)})
     if len({image.label for image in train}) < 2:
         raise InputError(f"--labels: all {len(train)} labels are {train[0].label!r}: a classifier needs two classes")
@@ -79,6 +79,28 @@ def inaturalist(root: Path, year: str, split: str, category: str, transform: Tra
         listed = INaturalist(str(root), version=year, target_type="super" if category == "supercategory" else "full")
     except (OSError, RuntimeError) as error:
         raise InputError(f"iNaturalist {year} is not in {root / year} in torchvision's layout: {error}") from None
+    try:
+        names, class_of, in_split = classes_and_split(listed, root, year, split, category)
+    except (KeyError, TypeError, IndexError) as error:
+        said = f"{type(error).__name__} {error}"
+        raise InputError(
+            f"the JSON files in {root} are not iNaturalist's of {year}, or of another form: {said}"
+        ) from None
+    folders = listed.all_categories
+    samples = [
+        (str(Path(listed.root, folders[category_id], file)), class_of[category_id])
+        for category_id, file in sorted(listed.index)  # torchvision lists files in the order of the file system
+        if (*Path(folders[category_id]).parts, file) in in_split
+    ]
+    if not samples:
+        raise InputError(f"none of the images in {root / year} is in {root}/{split}{year}.json")
+    return ImageFiles(Path(listed.root), samples, names, transform, open_rgb)
+
+
+def classes_and_split(
+    listed: INaturalist, root: Path, year: str, split: str, category: str
+) -> tuple[list[str], Sequence[int], set[tuple[str, ...]]]:
+    """Return the names of the classes, the class of each category, and the paths in the split, as their last parts."""
     folders = listed.all_categories
     if category == "supercategory":
         names = list(listed.categories_index["super"])
@@ -91,12 +113,4 @@ def inaturalist(root: Path, year: str, split: str, category: str, transform: Tra
         names = sorted(set(value_of.values()))
         class_of = [names.index(value_of[category_id]) for category_id in range(len(folders))]
     annotated = read_json(root / f"{split}{year}.json", f"iNaturalist {split} annotations")["images"]
-    in_split = {Path(image["file_name"]).parts[-3:] for image in annotated}
-    samples = [
-        (str(Path(listed.root, folders[category_id], file)), class_of[category_id])
-        for category_id, file in sorted(listed.index)  # torchvision lists files in the order of the file system
-        if (*Path(folders[category_id]).parts, file) in in_split
-    ]
-    if not samples:
-        raise InputError(f"none of the images in {root / year} is in {root}/{split}{year}.json")
-    return ImageFiles(Path(listed.root), samples, names, transform, open_rgb)
+    return names, class_of, {Path(image["file_name"]).parts[-3:] for image in annotated}

@@ -12,7 +12,7 @@ from torch import nn
 from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, weights_checksum
 from common.errors import InputError
 from common.networks import averages_beside_class_token, create_network, input_size
-from common.pretrained import load_pretrained, network_weights
+from common.pretrained import heads_of, load_pretrained, network_weights
 from common.training import differences
 
 # When DeiT was published, timm had the dropout of its ViTs after the embedding and in the blocks, not before the head.
@@ -75,6 +75,9 @@ def load_weights(
             check_classes(checkpoint.get("run", {}), source, classes)
             check_network(checkpoint, source, model)
         weights = network_weights(checkpoint, source)
+        run = checkpoint["run"] if is_own_checkpoint(checkpoint) else {}
+        if not args.eval and run.get("classes", classes) != list(classes):  # a head of other classes
+            weights = {name: weight for name, weight in weights.items() if not name.startswith(heads_of(model))}
         loaded.append(weights_checksum(weights))
         fresh = load_pretrained(model, weights, source)
     if args.eval and fresh:

@@ -105,12 +105,14 @@ def write_predictions(
 def main(argv: list[str] | None = None) -> Path:
     """Return the path of the CSV."""
     args = parse_args(argv)
-    from common.checkpoints import weights_checksum  # with torch and timm, seconds to load
+    from common.checkpoints import (
+        read_trained,
+        weights_checksum,  # with torch and timm, seconds to load
+    )
     from common.image_loader import missing_batches, reason_unreadable
     from common.images import note_on_other_formats
     from common.networks import input_size
     from common.processes import amp_dtype_of, launched
-    from common.run_folder import read_trained
     from deit.augmentation import eval_transform
     from deit.engine import most_probable
     from deit.image_sources import unlabelled_images

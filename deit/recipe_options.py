@@ -216,6 +216,8 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError("--auto-resume continues training; with --eval or --probe give the checkpoint to --resume")
     if args.probe and args.confusion_matrix:
         raise InputError(f"--confusion-matrix needs a finetuned network, but --probe {args.probe} trains none")
+    if args.probe and args.eval:
+        raise InputError(f"--eval and --probe {args.probe} are both given: give one of them")
     if args.probe and not args.resume:
         raise InputError(f"--probe {args.probe} needs --resume, the pretrained backbone")
     if args.output_dir:

@@ -109,11 +109,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=number(int, 0), default=16)
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(argv)
-    import timm  # seconds to load, with torchvision
-    import torchvision.transforms as T
+    import torchvision.transforms as T  # seconds to load, as timm is
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from torchvision.datasets import ImageFolder
 
+    from common.networks import create_network
     from data_selection.backbones import build_backbone
     from data_selection.extraction import build_pool
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{chosen.arch} at 224, --amp {chosen.amp}, torch {torch.__version__}, {where}")
     print(f"{'':20}{'plain loop':>16}{'extract_feature.py':>20}{'ratio':>8}{'cores':>8}{'network':>15}")
     with tempfile.TemporaryDirectory() as folder:
-        network = timm.create_model(chosen.arch, num_classes=0).eval()
+        network = create_network(chosen.arch, num_classes=0, input_size=224).eval()
         torch.save(network.state_dict(), f"{folder}/w.pth")
         backbone = build_backbone(chosen.arch, weights=f"{folder}/w.pth")
         count, ready = chosen.images, torch.rand(chosen.images, 3, 224, 224)

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from common.batch_stream import BatchStream, RepeatedAugmentationSampler
 from common.command_line import ArgumentParser, number, run
 from common.cpus import worker_count
+from common.errors import InputError
 from common.processes import Interruption, Processes
 from deit.recipe_options import parse_args
 from experiments.bench_extraction import write_photo
@@ -123,8 +124,9 @@ def our_epochs(args: argparse.Namespace) -> Iterator[float]:
     processes = Processes(torch.device("cpu"))
     data = build_datasets(args)
     sampler, plan = build_plan(args, len(data.train), processes)
-    state = build_state(args, build_model(args, len(data.classes)), plan)
-    recipe = build_recipe(args, plan, len(data.classes), processes.device)
+    model = build_model(args, len(data.classes))
+    state = build_state(args, model, plan)
+    recipe = build_recipe(args, plan, model, data, processes.device)
     stream = BatchStream(sampler, plan, 0, range(args.epochs))
     batches = Waiting(build_train_loader(args, data, stream, processes))
     for _ in range(args.epochs):
@@ -148,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--num_workers", type=number(int, 0), default=16)
     chosen = parser.parse_args(argv)
+    if not any(chosen.only in name for name in CASES):
+        raise InputError(f"--only {chosen.only}: no case has that in its name, of {', '.join(CASES)}")
     workers = worker_count(chosen.num_workers)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {workers} workers")
     print(f"{'case':34} {'plain, s/epoch':>15} {'here, s/epoch':>15} {'images/s':>10} {'ratio':>7} {'waits':>7}")

@@ -162,6 +162,8 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(args.seed)
     train, val = load_images(args.pool / "train"), load_images(args.pool / "val")
+    if len(train[0]) < args.batch_size:
+        raise InputError(f"{args.pool} has {len(train[0])} images, fewer than --batch_size {args.batch_size}")
     vit = create_model("vit_tiny_patch16_224", **VIT)
     pretrain(vit, train[0], args.epochs, args.batch_size, args.lr, args.temperature)
     standardise(vit, train[0])

@@ -28,6 +28,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     scenes, val = build_datasets(args, processes)
     classes = scenes.labels.classes
     model = models.build_model(args, len(classes))
+    if args.probe and args.batch_size == 1 and args.crop_size <= model.patch:
+        raise InputError(f"--batch-size 1 at --crop-size {args.crop_size} is a single patch: batch norm needs several")
     weights, own_checkpoint = models.load_weights(args, model, classes)
     model.to(processes.device)
     amp_dtype = amp_dtype_of(args.amp, processes.device)
@@ -48,6 +50,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if own_checkpoint:
         state.resume(*own_checkpoint, run)
         processes.report(f"resumed {own_checkpoint[1]} at iteration {state.update}")
+    elif weights == "none" and args.probe:
+        raise InputError(f"--probe {args.probe} needs --resume: {args.output_dir} holds no checkpoint to go on from")
     elif weights == "none":
         processes.report("note: --resume is not given: the encoder starts from random weights")
     state.lr_scheduler.step_update(state.update)
@@ -63,13 +67,14 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
 
     stream = BatchStream(sampler, plan, processes.rank, range(1), state.update)
     batches = iter(builders.build_train_loader(args, scenes, stream, processes))
-    folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, fresh=not own_checkpoint)
+    folder = RunFolder(args, run, state, processes, "iteration", state.update + 1, own_checkpoint and own_checkpoint[1])
     train(args, state, batches, recipe, evaluate_now, folder)
     summary = {"last": state.last, "best": state.best, "iterations": iterations, "images": len(scenes)}
     summary["per_class_iou"] = dict(zip(classes, state.last["test"]["iou"], strict=True))
     last, best = describe(state.last["test"]), describe(state.best["test"])
     processes.report(f"last {last}; best {best}, chosen on the validation split")
     if folder.path:
+        folder.finish()  # the checkpoints are there before the summary
         write_json(folder.path / "summary.json", summary, indent=2)
         plot_curves(folder.log(), folder.path / "curves.png", "iteration", {"test_miou": "model"}, "mean IoU in %")
         plot_predictions(model, window, val, processes.device, folder.path / "predictions.png")

@@ -17,11 +17,10 @@ from timm.models import Eva, VisionTransformer, get_pretrained_cfg, is_model_in_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from common.checkpoints import fetch_checkpoint, is_own_checkpoint, weights_checksum
+from common.checkpoints import fetch_checkpoint, is_own_checkpoint, read_trained, weights_checksum
 from common.errors import InputError
 from common.networks import create_network
 from common.pretrained import load_pretrained, network_weights
-from common.run_folder import read_trained
 from common.training import differences
 
 HEAD_SIZE = 64  # channels of an attention head

@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     check_given([args.checkpoint], "checkpoint")
     check_folder(args.data_path)
+    from common.checkpoints import read_trained
     from common.images import image_folder, open_rgb  # with torch and timm, seconds to load
     from common.processes import amp_dtype_of, pick_device
-    from common.run_folder import read_trained
     from common.scenes import MaskLabels
     from segmenter.augmentation import eval_transform
     from segmenter.evaluation import SlidingWindow, write_labels
@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> Path:
     (stem, times), *_ = Counter(Path(path).stem for path, _ in images.samples).most_common(1)
     if times > 1:
         raise InputError(f"{args.data_path} holds several images named {stem}: their masks would overwrite each other")
+    for folder in (output / "labels", output / "overlays"):
+        if any(Path(path).resolve().is_relative_to(folder.resolve()) for path, _ in images.samples):
+            raise InputError(f"the images are in {folder}, which would be overwritten: give another --output")
+        if folder.is_dir() and any(folder.iterdir()) and not (output / "classes.json").is_file():
+            raise InputError(f"{folder} holds files that this script has not written: give another --output")
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
     for name in ("labels", "overlays"):
         make_output_dir(output / name)

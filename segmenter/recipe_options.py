@@ -33,7 +33,7 @@ NO_INFLUENCE = (
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Finetune a pretrained ViT for semantic segmentation on the chosen images.")
     natural = number(int, 1)
-    share, positive, not_negative = number(float, 0, 1), number(float, above=0), number(float, 0)
+    share, positive, not_negative = number(float, 0, 1), number(float, above=0, maximum=1e30), number(float, 0, 1e30)
     rate = number(float, 0, below=1)
 
     group = parser.add_argument_group("run")
@@ -71,7 +71,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--crop-size", default=512, type=natural, help="side of the crops, and of the window in evaluation")
     add("--short-side", type=natural, help="pixels that images are resized to; default: --crop-size")
     add("--long-side", type=natural, help="limit of the long side; default: 4 x --short-side")
-    add("--scale", default=[0.5, 2.0], type=positive, nargs=2, metavar=("MIN", "MAX"), help="random factor of the size")
+    add(
+        "--scale",
+        default=[0.5, 2.0],
+        type=number(float, above=0, maximum=100),
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="random factor of the size",
+    )
     add("--max-class-share", default=0.75, type=share, help="of a crop; with more, it is drawn again, up to 10 times")
     add("--flip", default=0.5, type=share, help="probability of a horizontal flip")
     add("--photometric", default=0.5, type=share, help="probability of each colour distortion")

@@ -168,3 +168,19 @@ def test_own_folders_are_turned_upright_and_imagenets_are_as_published(tmp_path)
     given = ["--data-path", str(tmp_path), "--input-size", "48", "--subset_ids", str(tmp_path / "s.json")]
     for name, size in (("FOLDERSUBSET", (30, 40)), ("IMNETSUBSET", (40, 30))):
         assert build_datasets(parse_args(["--data-set", name, *given])).train[0][0].size == size
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "category"),
+    [
+        ("categories.json", '[{"id": 0}]', "order"),
+        ("categories.json", '{"a": 0}', "order"),
+        ("val2018.json", "[]", "name"),
+        ("val2018.json", '{"images": [{"id": 3}]}', "name"),
+        ("val2018.json", '{"images": null}', "name"),
+    ],
+)
+def test_annotations_of_another_form_are_one_line(file, content, category, inat):
+    (inat / file).write_text(content)
+    with pytest.raises(InputError, match="are not iNaturalist's of 2018, or of another form: "):
+        inaturalist(inat, "2018", "val", category, None)

@@ -70,3 +70,18 @@ def test_without_a_teacher_a_distilled_model_learns_from_its_class_head():
 def test_tiny_vit_of_the_tests_depends_on_its_input():
     model = tiny_vit()
     assert not torch.allclose(model(torch.zeros(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
+
+
+def test_the_last_image_of_an_odd_batch_counts_with_its_smoothed_label():
+    base = base_criterion(True, 0.1)
+    mixup = Mixup(mixup_alpha=0.8, prob=0.0, label_smoothing=0.1, num_classes=3)
+    loss = ClassificationLoss(base, mixup)
+    images = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 2, 1])
+    plain = ClassificationLoss(base_criterion(False, 0.1))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    for count in (1, 2, 3):  # prob 0: nothing is mixed
+        expected = plain(model, images[:count].clone(), targets[:count])
+        torch.testing.assert_close(loss(model, images[:count].clone(), targets[:count]), expected)
+    assert len(ClassificationLoss(base, Mixup(mixup_alpha=0.8, prob=1.0, label_smoothing=0.1, num_classes=3))(
+        lambda images: torch.zeros(len(images), 3), images.clone(), targets).shape) == 0  # fmt: skip

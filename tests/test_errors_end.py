@@ -96,13 +96,27 @@ def test_an_exception_that_nobody_foresaw_ends_the_run_and_its_workers(pool, bac
     assert code == 1 and "TypeError: 'NoneType' object is not callable" in errors
 
 
-def test_an_error_in_one_of_two_processes_ends_both_and_all_workers(damaged, backbone):
+def test_an_error_in_one_of_two_processes_ends_both_and_all_workers(damaged, backbone, tmp_path):
     """Of the evaluation images that each process has to itself, only the first one's are damaged."""
-    command = [sys.executable, *launch_two(29571), "main.py", *options(damaged, backbone, "--dist-eval")]
-    code, errors = run_in_a_session(command)
+    launched, given = [sys.executable, *launch_two(29571)], options(damaged, backbone, "--dist-eval")
+    code, errors = run_in_a_session([*launched, "main.py", *given])
+    assert code == 1
+    assert errors.count("error: cannot read the image") == 2
+    unread = tmp_path / "unread.py"  # the images are not looked at before the training
+    unread.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import deit.main as m, deit.finetuning as f\n"
+        "f.read_all = lambda *_: None; m.run(m.main)"
+    )
+    code, errors = run_in_a_session([*launched, str(unread), *given])
     assert code == 1
     assert "error: cannot read the image" in errors
     assert "error: another process of this run has ended" in errors
+
+
+def test_a_damaged_evaluation_image_is_told_before_the_training(damaged, backbone, tmp_path):
+    with pytest.raises(InputError, match="cannot read the image .*002.png"):
+        main(options(damaged, backbone, "--eval_interval", 50, "--output_dir", tmp_path / "out"))
+    assert not (tmp_path / "out" / "log.txt").exists()
 
 
 @pytest.mark.parametrize("what", ["the log", "a checkpoint"])
@@ -133,7 +147,7 @@ def test_no_space_left_is_said_with_the_file(pool, backbone, tmp_path, monkeypat
 
 def test_an_unforeseen_error_of_the_writer_is_raised_where_the_run_is(tmp_path):
     args, state = Namespace(output_dir=str(tmp_path)), SimpleNamespace(checkpoint=lambda args, run: {})
-    folder = RunFolder(args, {}, state, Processes(), "epoch", 0, fresh=True)
+    folder = RunFolder(args, {}, state, Processes(), "epoch", 0, resumed=None)
     folder.append_to_log({"epoch": object()})
     with pytest.raises(TypeError):
         folder.save()

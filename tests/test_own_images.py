@@ -886,3 +886,14 @@ def test_the_report_of_features_alone_takes_the_option_of_the_selection(tmp_path
     (tmp_path / "S.json").write_text("[0, 20]")
     written = report(tmp_path / "alone.npy", tmp_path / "report", "--subset_ids", tmp_path / "S.json", "--no-labels")
     assert (written["n"], len(written["subsets"][0]["ids"])) == (40, 2)
+
+
+def test_one_image_by_two_paths_has_one_label(photos, backbone, tmp_path):
+    rows = [(image_path(number), label_of(image_path(number))) for number in range(6)]
+    other = "cat" if rows[0][1] != "cat" else "ant"
+    twice = write_csv(tmp_path / "twice.csv", [*rows, (f"{photos}/{rows[0][0]}", other)])
+    given = ["--data-set", "CSV", "--data-path", str(photos), "--resume", str(backbone), "--device", "cpu", "--model"]
+    with pytest.raises(InputError, match="has two labels: "):
+        deit_main.main([*given, *MODEL, "--labels", str(twice)])
+    with pytest.raises(InputError, match="has a label without a path: 'ant'"):
+        deit_main.main([*given, *MODEL, "--labels", str(write_csv(tmp_path / "no.csv", [*rows, ("", "ant")]))])

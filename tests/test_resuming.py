@@ -212,7 +212,7 @@ def test_a_run_that_starts_over_keeps_the_checkpoints_of_the_one_before(pool, ba
     kept = (tmp_path / "out" / "checkpoint.pth").read_bytes(), (tmp_path / "out" / "log.txt").read_text()
     again = [option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"]
     main(again)
-    said = f"starting anew: checkpoints, log and summary of the previous run are in {tmp_path}/out/previous"
+    said = f"checkpoints, log and summary of the previous run are in {tmp_path}/out/previous"
     assert said in capsys.readouterr().out
     previous = tmp_path / "out" / "previous"
     assert ((previous / "checkpoint.pth").read_bytes(), (previous / "log.txt").read_text()) == kept
@@ -227,3 +227,49 @@ def test_a_move_of_old_checkpoints_that_was_killed_loses_none(pool, backbone, tm
     (tmp_path / "out" / "checkpoint.pth").rename(tmp_path / "out" / ".previous" / "checkpoint.pth")
     main([option for option in options(pool, backbone, tmp_path / "out", *given) if option != "--auto-resume"])
     assert {name: (tmp_path / "out" / "previous" / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_that_is_resumed_in_the_folder_of_another_one_has_no_number_of_that(pool, backbone, tmp_path):
+    chosen = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25)]
+    for name, extra in (("one", ["--epochs", 3]), ("other", ["--epochs", 2, "--seed", 5])):
+        main(options(pool, backbone, tmp_path / name, *chosen, *extra))
+    first = (tmp_path / "one" / "log.txt").read_text()
+    second = (tmp_path / "other" / "log.txt").read_text()
+    go_on = ["--resume", tmp_path / "other" / "checkpoint.pth", "--epochs", 3, "--seed", 5]
+    given = [option for option in options(pool, backbone, tmp_path / "one", *chosen) if option != "--auto-resume"]
+    main([*given, *map(str, go_on)])
+    log = (tmp_path / "one" / "log.txt").read_text()
+    assert log.startswith(second) and len(log.splitlines()) == 3
+    assert (tmp_path / "one" / "previous" / "log.txt").read_text() == first
+    back = ["--resume", tmp_path / "one" / "previous" / "checkpoint.pth", "--epochs", 4]
+    with pytest.raises(InputError, match="which is replaced by what is in .*one: move it first"):
+        main([*given, *map(str, back)])
+    main([*given, "--epochs", "3", "--start_epoch", "2"])
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "one" / "log.txt").read_text().splitlines()] == [2]
+
+
+def test_tuples_in_the_state_of_an_optimizer_stay_tuples(pool, backbone, tmp_path):
+    given = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--opt", "kron", "--lr", "0.01"]
+    main(options(pool, backbone, tmp_path / "out", *given, "--epochs", 1))
+    main(options(pool, backbone, tmp_path / "out", *given, "--epochs", 2))
+    assert len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 2
+
+
+def test_a_head_of_other_classes_is_not_the_beginning_of_this_one(pool, backbone, tmp_path, capsys):
+    chosen = ["--subset_ids", subset(tmp_path / "A.json", 0, 11, 25), "--epochs", 1, "--lr", "1e-9"]
+    main(options(pool, backbone, tmp_path / "first", *chosen, "--seed", 5))
+    renamed = tmp_path / "renamed"
+    for split in ("train", "val"):
+        for position, folder in enumerate(sorted((pool / split).iterdir())):
+            (renamed / split).mkdir(parents=True, exist_ok=True)
+            (renamed / split / f"z{position}").symlink_to(folder)
+    trained = tmp_path / "first" / "checkpoint.pth"
+    weight = read_checkpoint(trained)["model"]["head.weight"]
+    for place, is_kept in ((pool, True), (renamed, False)):
+        main([*options(place, "", tmp_path / place.name, *chosen), "--finetune", str(trained)])
+        now = read_checkpoint(tmp_path / place.name / "checkpoint.pth")["model"]["head.weight"]
+        assert torch.allclose(now, weight, atol=1e-5) == is_kept
+    distilled = ["--model", "deit_tiny_distilled_patch16_224", "--teacher-model", "vit_tiny_patch16_224"]
+    distilled += ["--teacher-path", str(trained), "--distillation-type", "hard", "--resume", "", "--no-model-ema"]
+    with pytest.raises(InputError, match="was trained for other classes: .* where these images have 'z0'"):
+        main([*options(renamed, "", tmp_path / "d", *chosen), *distilled])

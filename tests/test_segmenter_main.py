@@ -310,3 +310,34 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_labelled(scenes
     assert (tmp_path / "masks/labels/b.png").is_file() and (tmp_path / "masks/classes.json").is_file()
     said = capsys.readouterr().out
     assert "wrote 1 of 2 label images" in said and "a.jpg" in said
+
+
+def test_masks_and_images_that_predict_has_not_written_are_never_overwritten(scenes, backbone, tmp_path):
+    main(options(scenes, backbone, "--iterations", 1, "--output_dir", tmp_path / "out"))
+    yolo = tmp_path / "yolo"
+    for kind in ("images", "labels"):
+        (yolo / kind).mkdir(parents=True)
+        Image.new("L", (40, 60), 7).save(yolo / kind / "a.png")
+    before = (yolo / "labels" / "a.png").read_bytes()
+    checkpoint = ["--checkpoint", str(tmp_path / "out/checkpoint.pth"), "--device", "cpu"]
+    with pytest.raises(InputError, match="yolo/labels holds files that this script has not written"):
+        segmenter.predict.main([*checkpoint, "--data_path", str(yolo / "images"), "--output", str(yolo)])
+    assert (yolo / "labels" / "a.png").read_bytes() == before
+    for _ in range(2):  # its own files it may write again
+        segmenter.predict.main([*checkpoint, "--data_path", str(yolo / "images"), "--output", str(tmp_path / "m")])
+    with pytest.raises(InputError, match="the images are in .*m/overlays, which would be overwritten"):
+        segmenter.predict.main(
+            [*checkpoint, "--data_path", str(tmp_path / "m/overlays"), "--output", str(tmp_path / "m")]
+        )
+
+
+def test_a_probe_of_random_weights_is_refused(scenes, tmp_path):
+    for extra, message in (
+        (
+            ["--auto-resume", "--output_dir", tmp_path / "new"],
+            "needs --resume: .*new holds no checkpoint to go on from",
+        ),
+        (["--resume", "", "--batch-size", 1, "--crop-size", 8], "needs --resume"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main([*options(scenes, "", "--probe", "linear", *extra)])
