@@ -121,10 +121,12 @@ def check_finished(file: FeatureFile, described: dict[str, Any], pool: Dataset, 
     if n != file.shape[0]:
         differs = f"{n} images instead of {file.shape[0]}"
     elif not differs and paths_file(file.path).is_file():
-        before = read_pool_paths(file.path, n)
-        if before.source and before.source["column"] != pool.source["column"]:
+        before, source = read_pool_paths(file.path, n), getattr(pool, "source", None)
+        if bool(before.source) != bool(source):  # one is of files, the other not
+            differs = "other images"
+        elif source and before.source["column"] != source["column"]:
             differs = f"the images of column {before.source['column']}"
-        elif before.source:
+        elif source:
             differs = "other images" * (before.source.get("content") not in (None, pool.content_checksum()))
         elif before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # so not moved
             differs = f"the images of {before.root}"

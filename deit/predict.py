@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> Path:
             "weights": weights_checksum(model.state_dict()),
             "images_of": getattr(images, "identity", None) or str(root),
             "amp": args.amp,
+            "image_column": getattr(images, "source", {}).get("column"),
         }
         stamps = pool_images(root, images) if processes.is_main else None
         file = FeatureFile(make_output_dir(output.parent) / output.name, len(images), 4, settings, stamps)
