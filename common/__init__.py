@@ -5,6 +5,6 @@ Scripts import it before torch, which sets up its threads when it is loaded.
 
 from common.cpus import share_processors
 
-VERSION = "1.2"  # change it when the same command gives other numbers: the tables then rerun it
+VERSION = "1.3"  # change it when the same command gives other numbers: the tables then rerun it
 
 share_processors()

@@ -73,13 +73,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def check_optimizer(name: str) -> None:
     """Raise InputError if timm has no optimiser of this name, or if it needs second derivatives."""
-    if name == "adahessian":
+    plain = name.removeprefix("lookahead_")
+    if plain == "adahessian":
         raise InputError("--opt adahessian needs second derivatives, which are not computed; try sgd, adamw or lamb")
     if name in ("sgd", "adamw", "lamb"):
         return
     from timm.optim import list_optimizers  # takes a second to load
 
-    if name.removeprefix("lookahead_") not in list_optimizers():
+    if plain not in list_optimizers():
         raise InputError(f"--opt {name} is not known to timm; try sgd, adamw or lamb")
 
 

@@ -99,8 +99,8 @@ def identity(folder: str) -> tuple[int, int]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not data: hidden, or added to an archive by macOS."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is not data: hidden, added to an archive by macOS, or a file system's own."""
+    return name.startswith(".") or name in ("__MACOSX", "lost+found")
 
 
 def check_spares(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:

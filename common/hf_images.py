@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import InputError
+from common.feature_file import MOST_CLASSES
 from common.files import checksum
 from common.images import NO_LABEL, Loader, Transform, open_rgb
 
@@ -41,8 +42,8 @@ class HFImages(Dataset):
         self.transform, self.loader = transform, loader
         self.images = with_bytes(table, self.source["column"], source)
         labels = columns_of(table, "ClassLabel")
-        if not labels and "label" in table.features and "int" in str(getattr(table.features["label"], "dtype", "")):
-            labels = ["label"]  # of numbers without names
+        if not labels and has_numbers(table, "label"):
+            labels = ["label"]  # classes without names
         several = f"note: labels are unknown: {source} has several class columns, {', '.join(labels)}"
         self.note = several if len(labels) > 1 else None
         label = labels[0] if len(labels) == 1 else None
@@ -136,6 +137,17 @@ def columns_of(table: Any, kind: str) -> list[str]:
     import datasets
 
     return [name for name, feature in table.features.items() if isinstance(feature, getattr(datasets, kind))]
+
+
+def has_numbers(table: Any, column: str) -> bool:
+    """Return whether a column can be that of labels, -1 for none: a few whole numbers."""
+    import datasets
+
+    feature = table.features.get(column)
+    if not isinstance(feature, datasets.Value) or "int" not in feature.dtype:
+        return False
+    numbers = {number for number in table[column] if number is not None}
+    return bool(numbers) and min(numbers) >= NO_LABEL and max(numbers) < MOST_CLASSES
 
 
 def image_column(table: Any, source: str) -> str:

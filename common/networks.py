@@ -56,15 +56,18 @@ def preprocessing(
     The plain ViTs of the published scripts get ImageNet's statistics if `name` has no tag to say whose weights are
     meant. Without an input size, take img_size of `model_kwargs`; else 224, as published, if the patches divide it;
     else the network's own size.
-    Raises InputError if timm does not know the name or its tag, or if a size in `model_kwargs` is not one number.
+    Raises InputError if timm does not know the name or its tag, or if a size in `model_kwargs` is not a number.
     """
     config, kwargs = model_config(name), model_kwargs or {}
-    for key in ("img_size", "patch_size"):
-        if not isinstance(side := kwargs.get(key, 1), int) or side < 1:
-            raise InputError(f"{key}={side} in --model-kwargs is not one whole number of pixels, the side of a square")
+    for key, sides in (
+        ("img_size", [kwargs.get("img_size", 1)]),
+        ("patch_size", to_2tuple(kwargs.get("patch_size", 1))),
+    ):
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f"{key}={kwargs[key]} of {name} is not a whole number of pixels")
     if not input_size:
         patch = kwargs.get("patch_size") or next(map(int, re.findall(r"patch(\d+)", name)), None)
-        fits = PUBLISHED_INPUT_SIZE % patch == 0 if patch else not config.get("fixed_input_size")
+        fits = PUBLISHED_INPUT_SIZE % to_2tuple(patch)[0] == 0 if patch else not config.get("fixed_input_size")
         input_size = kwargs.get("img_size") or (PUBLISHED_INPUT_SIZE if fits else config["input_size"][-1])
     if PUBLISHED_VITS.fullmatch(name) or "mean" not in config:
         return Preprocessing(input_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bicubic")

@@ -79,12 +79,12 @@ class PoolPaths(NamedTuple):
 
     def indices_of(self, images: Sequence[ListedImage], option: str) -> list[int]:
         """Return the indices of these images in the pool. Raises InputError if any is not in it."""
-        for place in (place_of, os.path.realpath):  # the latter, which takes long, only if paths go through links
-            row_of = {place(file): row for row, file in enumerate(self.files())}
-            rows = {image.path: row_of.get(place(Path(self.root, image.path))) for image in images}
-            outside = [path for path, row in rows.items() if row is None]
-            if not outside:
-                break
+        rows: dict[str, int | None] = dict.fromkeys(image.path for image in images)
+        for place in (place_of, os.path.realpath):  # the latter takes long: only for paths that go through links
+            if outside := [path for path, row in rows.items() if row is None]:
+                row_of = {place(file): row for row, file in reversed([*enumerate(self.files())])}  # the first of equals
+                rows |= {path: row_of.get(place(Path(self.root, path))) for path in outside}
+        outside = [path for path, row in rows.items() if row is None]
         if outside:
             raise InputError(f"{option}: {some(outside)} of {len(images)} images are not in the pool {self.root}")
         return list(rows.values())

@@ -30,12 +30,11 @@ def network_weights(checkpoint: dict[str, Any], source: str, key: str = DEFAULT_
     """Return the weights of one network, under names without the prefixes of wrappers.
 
     A checkpoint is a bare state dict, or holds several networks: the one under `key` is taken. The default key may be
-    missing: then "model", else "state_dict", else the checkpoint itself is the network.
+    missing: then it is the one under "model", else "state_dict".
     Raises InputError if there is no network, or if two networks are mixed in it.
     """
-    asked = key != DEFAULT_KEY
-    names = (key,) if asked else (key, "model", "state_dict")
-    network = next((checkpoint[name] for name in names if name in checkpoint), None if asked else checkpoint)
+    names = (key, "model", "state_dict") if key == DEFAULT_KEY else (key,)
+    network = next((checkpoint[name] for name in names if name in checkpoint), checkpoint)
     if not isinstance(network, dict) or not network or not all(map(_is_weight, network.items())):
         found = listing([*map(str, checkpoint)]) or "nothing"
         raise InputError(f"checkpoint {source} holds no network under {' or '.join(names)}; it holds {found}")

@@ -85,7 +85,7 @@ class RunFolder:
         self.log_path = self.path / "log.txt"
         for unfinished in self.path.glob(".*.tmp"):  # left by a run that was killed while writing
             unfinished.unlink()
-        before = Path(resumed).resolve().with_name("log.txt") if resumed else None
+        before = Path(resumed).parent.resolve() / "log.txt" if resumed else None
         if before != self.log_path.resolve():
             self._keep_previous(before)
         (self.path / "summary.json").unlink(missing_ok=True)  # the previous run's; this one writes its own at the end

@@ -122,7 +122,7 @@ def check_finished(file: FeatureFile, described: dict[str, Any], pool: Dataset, 
         differs = f"{n} images instead of {file.shape[0]}"
     elif not differs and paths_file(file.path).is_file():
         before, source = read_pool_paths(file.path, n), getattr(pool, "source", None)
-        if bool(before.source) != bool(source):  # one is of files, the other not
+        if bool(before.source) != bool(source) or not (source or file.images):  # of another kind of pool
             differs = "other images"
         elif source and before.source["column"] != source["column"]:
             differs = f"the images of column {before.source['column']}"

@@ -162,7 +162,7 @@ def build_recipe(
         fresh = load_pretrained(teacher, weights, args.teacher_path)
         if fresh:
             raise InputError(f"teacher {args.teacher_path} has no weights of the right shape for {', '.join(fresh)}")
-        if teacher.statistics != model.statistics:
+        if run and teacher.statistics != model.statistics:  # of other checkpoints they are not known
             theirs = "--teacher-model {} expects images normalised by another mean and std than --model {}"
             raise InputError(theirs.format(args.teacher_model, args.model))
         teacher.to(device).eval()

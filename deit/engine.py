@@ -92,8 +92,7 @@ def evaluate(
     confusion: a matrix of zeros (c, c); the images of each true (row) and predicted (column) class are counted in it.
     """
     model.eval()
-    if sharded:
-        processes.broadcast(model.buffers())  # batch norm's statistics: each process has its own
+    processes.broadcast(model.buffers())  # batch norm's statistics: each process has its own
     totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, images
     for batch in progress_bar(loader, desc="evaluating", leave=False, disable=not processes.is_main):
         images, targets = to_network(batch, processes.device, model)

@@ -69,8 +69,6 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
         if args.head_init == "linear" and evaluate_now:
             best["linear_readout"] = evaluate_now(model)
             processes.report(f"the head before the first update: {describe(best['linear_readout'])}")
-    if evaluate_now and not best:
-        processes.together(lambda: read_all(loader, processes))
     state = builders.build_state(args, model, plan)
     if own_checkpoint:
         models.check_network(*own_checkpoint, model)
@@ -92,6 +90,8 @@ def finetune(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     processes.report(f"{args.model}: {state.n_parameters:,} parameters, {len(data.classes)} classes")
     processes.report(builders.describe_recipe(args, data, plan))
 
+    if epochs and evaluate_now and not best:
+        processes.together(lambda: read_all(loader, processes))
     stream = BatchStream(sampler, plan, processes.rank, epochs, state.update)
     batches = iter(builders.build_train_loader(args, data, stream, processes, state.soft_labels))
     folder = RunFolder(args, run, state, processes, "epoch", state.epoch, own_checkpoint and own_checkpoint[1])

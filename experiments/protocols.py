@@ -81,7 +81,7 @@ class Protocol:
 
     @property
     def published_as(self) -> str:
-        """The data set whose published numbers are shown too, or "": never for a Folder, whatever its name."""
+        """The data set whose published numbers are shown too, or "" for other pools."""
         return self.dataset if self.pool == self.dataset and not self.numbers else ""
 
     @property

@@ -16,7 +16,7 @@ sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up
 
 from common.command_line import ArgumentParser, number, run
 from common.errors import InputError
-from common.files import check_folder, check_given, make_output_dir, write_json
+from common.files import check_folder, check_given, make_output_dir, read_json, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,17 +53,20 @@ def main(argv: list[str] | None = None) -> Path:
     (stem, times), *_ = Counter(Path(path).stem for path, _ in images.samples).most_common(1)
     if times > 1:
         raise InputError(f"{args.data_path} holds several images named {stem}: their masks would overwrite each other")
+    # What the labels in the files mean; written first, so that a run that was killed can be repeated.
+    names = {str(label): name for label, name in enumerate(labels.classes, start=int(labels.reduce_zero_label))}
+    known = output / "classes.json"
+    written_before = read_json(known, "names of the classes") if known.is_file() else None
     for folder in (output / "labels", output / "overlays"):
         if any(Path(path).resolve().is_relative_to(folder.resolve()) for path, _ in images.samples):
             raise InputError(f"the images are in {folder}, which would be overwritten: give another --output")
-        if folder.is_dir() and any(folder.iterdir()) and not (output / "classes.json").is_file():
-            raise InputError(f"{folder} holds files that this script has not written: give another --output")
+        if folder.is_dir() and any(folder.iterdir()) and written_before != names:
+            raise InputError(f"{folder} holds other files than masks of these classes: give another --output")
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
     for name in ("labels", "overlays"):
         make_output_dir(output / name)
+    write_json(known, names, indent=1)
     unreadable = write_labels(model.to(device), window, images, eval_transform(recipe), labels, output)
-    names = dict(enumerate(labels.classes, start=int(labels.reduce_zero_label)))  # meaning of the labels in the files
-    write_json(output / "classes.json", names, indent=1)
     written = len(images) - len(unreadable)
     if not written:
         raise InputError(f"none of the {len(images)} images can be used: {unreadable[0]}")

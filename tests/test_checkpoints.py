@@ -60,6 +60,7 @@ def test_the_checkpoint_key_chooses_the_network():
 def test_a_key_that_was_asked_for_and_is_not_there_is_no_other_network():
     with pytest.raises(InputError, match="holds no network under modelema; it holds model, model_ema"):
         load(tiny_vit(), {"model": WEIGHTS, "model_ema": OTHER}, "modelema")
+    assert load(tiny_vit(), WEIGHTS, "student") == []  # a bare state dict has no keys of networks
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from conftest import TINY_VIT_OPTIONS, launch_two, write_image, write_image_path
 
 from common.errors import InputError
 from common.feature_file import read_features
-from common.image_list import labelled_images, read_image_list, spelling_hints
+from common.image_list import ListedImage, labelled_images, read_image_list, spelling_hints
 from common.pool_paths import read_pool_paths
 from data_selection import extract_feature
 from data_selection.sample_tools import ActiveFT_CIFAR, baseline
@@ -210,6 +210,14 @@ def test_exports_of_another_subset_of_the_same_name_are_removed_but_never_labels
     fill_in(choose(features, tmp_path, *named, *exports, method="random").with_name("s_labels.csv"))
     choose(features, tmp_path, *named, "--seed", 1, method="random")
     assert (tmp_path / "s_labels.csv").is_file() and not (tmp_path / "s_paths.txt").exists()
+    tasks = choose(features, tmp_path, *named, *exports[-2:], "--seed", 2, method="random").with_name("s_tasks.json")
+    annotated = json.loads(tasks.read_text())
+    annotated[0]["annotations"] = [{"result": [{"value": {"choices": ["ant"]}}]}]
+    tasks.write_text(json.dumps(annotated))
+    choose(features, tmp_path, *named, "--seed", 3, "--labeled_ids", tasks, method="random")
+    assert json.loads(tasks.read_text()) == annotated
+    with pytest.raises(InputError, match="s_tasks.json holds 1 labels: move it"):
+        choose(features, tmp_path, *named, *exports[-2:], "--seed", 4, method="random")
     assert f"note: {tmp_path / 's_labels.csv'} stays, with the labels of another subset" in capsys.readouterr().out
     assert json.loads(subset.read_text())
 
@@ -224,7 +232,10 @@ def test_a_list_in_a_folder_behind_a_link_leads_to_its_images(photos, backbone, 
     assert all(file.is_file() for file in read_pool_paths(features, 4).files())
     subset = choose(features, tmp_path, "--number", 2, "--export_paths", "--export_csv", method="random")
     assert all(Path(line).is_file() for line in subset.with_name(f"{subset.stem}_paths.txt").read_text().splitlines())
+    pool = read_pool_paths(features, 4)
+    listed = [ListedImage(rows[1][0], ""), ListedImage(str(tmp_path / "alias" / image_path(2)), "")]
     (tmp_path / "alias").symlink_to(photos)
+    assert pool.indices_of(listed, "--labeled_ids") == [1, 2]
     known = write_csv(tmp_path / "known.csv", [(f"{tmp_path / 'alias'}/{image_path(1)}", "ant")])
     beside = choose(features, tmp_path, "--number", 1, "--labeled_ids", known, method="random")
     assert "labeled_1_" in beside.name
@@ -270,7 +281,7 @@ def test_filled_in_labels_are_never_overwritten(features, tmp_path):
     subset = choose(features, tmp_path, "--number", 3, "--export_csv")
     labels = fill_in(subset.with_name(f"{subset.stem}_labels.csv"))
     before = labels.read_text()
-    with pytest.raises(InputError, match="holds 3 labels: move it away"):
+    with pytest.raises(InputError, match="holds 3 labels: move it, or"):
         choose(features, tmp_path, "--number", 3, "--export_csv")
     assert labels.read_text() == before
 
@@ -800,6 +811,10 @@ def test_whole_numbers_in_a_column_label_are_the_labels_of_a_hugging_face_data_s
     numbers.to_parquet(tmp_path / "numbers.parquet")
     features = extract(tmp_path / "numbers.parquet", tmp_path, backbone, "--dataset", "HF")
     assert read_features(features)[1].tolist() == [3, 1, 2, 0, 1, 7][: len(hf_table)]
+    ids = hf_table.select_columns("photo").add_column("label", [2**40 + row for row in range(len(hf_table))])
+    ids.to_parquet(tmp_path / "ids.parquet")
+    features = extract(tmp_path / "ids.parquet", tmp_path, backbone, "--dataset", "HF")
+    assert set(read_features(features)[1]) == {-1}
 
 
 def test_without_the_library_a_hugging_face_data_set_is_one_clear_line(backbone, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_labelled(scenes
     assert "wrote 1 of 2 label images" in said and "a.jpg" in said
 
 
-def test_masks_and_images_that_predict_has_not_written_are_never_overwritten(scenes, backbone, tmp_path):
+def test_masks_and_images_that_predict_has_not_written_are_never_overwritten(scenes, backbone, tmp_path, monkeypatch):
     main(options(scenes, backbone, "--iterations", 1, "--output_dir", tmp_path / "out"))
     yolo = tmp_path / "yolo"
     for kind in ("images", "labels"):
@@ -320,10 +321,13 @@ def test_masks_and_images_that_predict_has_not_written_are_never_overwritten(sce
         Image.new("L", (40, 60), 7).save(yolo / kind / "a.png")
     before = (yolo / "labels" / "a.png").read_bytes()
     checkpoint = ["--checkpoint", str(tmp_path / "out/checkpoint.pth"), "--device", "cpu"]
-    with pytest.raises(InputError, match="yolo/labels holds files that this script has not written"):
+    with pytest.raises(InputError, match="yolo/labels holds other files than masks of these classes"):
         segmenter.predict.main([*checkpoint, "--data_path", str(yolo / "images"), "--output", str(yolo)])
     assert (yolo / "labels" / "a.png").read_bytes() == before
-    for _ in range(2):  # its own files it may write again
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("segmenter.evaluation.overlay", Mock(side_effect=KeyboardInterrupt))
+        segmenter.predict.main([*checkpoint, "--data_path", str(yolo / "images"), "--output", str(tmp_path / "m")])
+    for _ in range(2):  # what a killed run left, and its own files, it may write again
         segmenter.predict.main([*checkpoint, "--data_path", str(yolo / "images"), "--output", str(tmp_path / "m")])
     with pytest.raises(InputError, match="the images are in .*m/overlays, which would be overwritten"):
         segmenter.predict.main(

@@ -279,7 +279,7 @@ def test_numbers_and_indices_of_numpy_and_torch_are_as_good_as_pythons():
     features = golden_pool()[:, :-1]
     plain = select(features, 5, seed=3, labeled=[1, 2], excluded=[7], max_iter=5).indices
     tensor = torch.from_numpy(features).requires_grad_()
-    others = {"labeled": torch.tensor([1, 2]), "excluded": np.array([7])}
+    others = {"labeled": torch.tensor([1, 2]), "excluded": {7}}
     assert select(tensor, np.int64(5), seed=np.int64(3), **others, max_iter=5).indices == plain
 
 

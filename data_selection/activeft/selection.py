@@ -135,8 +135,8 @@ def select(
 
 def indices_of(name: str, given: Sequence[int] | np.ndarray | Tensor) -> tuple[int, ...]:
     """Return indices as plain numbers. Raises InputError for a mask, and for anything but whole numbers."""
-    indices = torch.as_tensor(given)
-    if len(indices) and (indices.dtype == torch.bool or indices.is_floating_point()):
+    indices = torch.as_tensor(given if isinstance(given, np.ndarray | Tensor) else list(given))
+    if indices.numel() and (indices.dtype == torch.bool or indices.is_floating_point()):
         raise InputError(f"{name} holds {indices.dtype}: give the indices of samples, of a mask its nonzero()")
     return tuple(indices.tolist())
 

@@ -37,6 +37,20 @@ def labels_file(subset: Path) -> Path:
     return beside(subset, "labels.csv")
 
 
+def tasks_file(subset: Path) -> Path:
+    return beside(subset, "tasks.json")
+
+
+def labels_in(listing: Path) -> int:
+    """Count the labels that are filled in; a list that cannot be read may be one with labels."""
+    if not listing.is_file():
+        return 0
+    try:
+        return sum(bool(image.label) for image in read_image_list(listing))
+    except InputError:
+        return 1
+
+
 def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> PoolPaths | None:
     """Return the pool's images if the options ask to export some, else None.
 
@@ -55,9 +69,10 @@ def check_exports(args: argparse.Namespace, n: int, subsets: Sequence[Path]) -> 
         raise InputError(f"{broken!r} has a line break in its name, which lists cannot hold: rename it, extract again")
     if args.export_csv or args.copy_images is not None or args.export_tasks:
         pool.check_unchanged(args.feature_path)
-    for labels in map(labels_file, subsets) if args.export_csv else ():
-        if labels.is_file() and (filled := sum(bool(image.label) for image in read_image_list(labels))):
-            raise InputError(f"{labels} holds {filled} labels: move it away, or name the new subset with --filename")
+    for file_of, is_written in ((labels_file, args.export_csv), (tasks_file, args.export_tasks)):
+        for listing in map(file_of, subsets) if is_written else ():
+            if filled := labels_in(listing):
+                raise InputError(f"{listing} holds {filled} labels: move it, or name the new subset with --filename")
     if args.copy_images is not None:
         if not args.copy_images:
             raise InputError("--copy_images needs the name of a folder")
@@ -72,16 +87,12 @@ def remove_stale_exports(subset: Path, indices: Sequence[int]) -> None:
     with contextlib.suppress(InputError):
         if not subset.is_file() or read_json(subset, "subset") == list(indices):
             return
-    for ending in ("paths.txt", "tasks.json"):
-        beside(subset, ending).unlink(missing_ok=True)
-    labels, filled = labels_file(subset), True
-    if labels.is_file():
-        with contextlib.suppress(InputError):
-            filled = any(image.label for image in read_image_list(labels))
-        if filled:
-            print(f"note: {labels} stays, with the labels of another subset")
+    beside(subset, "paths.txt").unlink(missing_ok=True)
+    for listing in (labels_file(subset), tasks_file(subset)):
+        if labels_in(listing):
+            print(f"note: {listing} stays, with the labels of another subset")
         else:
-            labels.unlink()
+            listing.unlink(missing_ok=True)
 
 
 def export(
@@ -102,7 +113,7 @@ def export(
         write_image_list(labels_file(subset), CSV_COLUMNS, rows)
         print(f"wrote {labels_file(subset)}: fill in the column label")
     if args.export_tasks:
-        tasks = beside(subset, "tasks.json")
+        tasks = tasks_file(subset)
         write_json(tasks, [task(pool, index, represents[index]) for index in ranked], indent=1)
         print(
             f"wrote {tasks}, for Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
