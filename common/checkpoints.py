@@ -98,6 +98,11 @@ def is_own_checkpoint(checkpoint: dict[str, Any]) -> bool:
     return checkpoint.keys() >= PUBLISHED.keys()
 
 
+def run_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's own checkpoint records of its run; nothing of other checkpoints."""
+    return checkpoint["run"] if is_own_checkpoint(checkpoint) else {}
+
+
 def _complete(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a run's checkpoint, options as a dictionary, absent parts empty. Raises InputError for a damaged part."""
     args = checkpoint.get("args")

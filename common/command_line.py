@@ -75,7 +75,7 @@ def check_optimizer(name: str) -> None:
     """Raise InputError if timm has no optimiser of this name, or if it needs second derivatives."""
     plain = name.removeprefix("lookahead_")
     if plain == "adahessian":
-        raise InputError("--opt adahessian needs second derivatives, which are not computed; try sgd, adamw or lamb")
+        raise InputError(f"--opt {name} needs second derivatives, which are not computed; try sgd, adamw or lamb")
     if name in ("sgd", "adamw", "lamb"):
         return
     from timm.optim import list_optimizers  # takes a second to load

@@ -146,7 +146,7 @@ def has_numbers(table: Any, column: str) -> bool:
     feature = table.features.get(column)
     if not isinstance(feature, datasets.Value) or "int" not in feature.dtype:
         return False
-    numbers = {number for number in table[column] if number is not None}
+    numbers = [number for number in table.unique(column) if number is not None]
     return bool(numbers) and min(numbers) >= NO_LABEL and max(numbers) < MOST_CLASSES
 
 

@@ -86,7 +86,7 @@ class RunFolder:
         for unfinished in self.path.glob(".*.tmp"):  # left by a run that was killed while writing
             unfinished.unlink()
         before = Path(resumed).parent.resolve() / "log.txt" if resumed else None
-        if before != self.log_path.resolve():
+        if before != self.path.resolve() / "log.txt":
             self._keep_previous(before)
         (self.path / "summary.json").unlink(missing_ok=True)  # the previous run's; this one writes its own at the end
         log = before.read_text(errors="replace") if before and before.is_file() else ""

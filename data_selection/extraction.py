@@ -121,23 +121,33 @@ def check_finished(file: FeatureFile, described: dict[str, Any], pool: Dataset, 
     if n != file.shape[0]:
         differs = f"{n} images instead of {file.shape[0]}"
     elif not differs and paths_file(file.path).is_file():
-        before, source = read_pool_paths(file.path, n), getattr(pool, "source", None)
-        if bool(before.source) != bool(source) or not (source or file.images):  # of another kind of pool
+        before, now = read_pool_paths(file.path, n), pool_paths_of(file, pool, root)
+        if now is None or bool(before.source) != bool(now.source):  # of another kind of pool
             differs = "other images"
-        elif source and before.source["column"] != source["column"]:
+        elif now.source and before.source["column"] != now.source["column"]:
             differs = f"the images of column {before.source['column']}"
-        elif source:
-            differs = "other images" * (before.source.get("content") not in (None, pool.content_checksum()))
-        elif before.root != str(folder_of(root).resolve()) and Path(before.root).exists():  # so not moved
+        elif now.source:
+            differs = "other images" * (before.source.get("content") not in (None, now.source["content"]))
+        elif before.root != now.root and Path(before.root).exists():  # so not moved
             differs = f"the images of {before.root}"
-        elif before.paths != [image.path for image in file.images] or (
-            before.sizes not in ([], [image.size for image in file.images])
-        ):
+        elif before.paths != now.paths or before.sizes not in ([], now.sizes):
             differs = "other images"
         elif labels.tolist() != [image.label for image in file.images]:
             differs = "other labels"
     if differs:
         raise InputError(f"--resume: {file.path} is finished, but has {differs}: leave out --resume to redo it")
+
+
+def pool_paths_of(file: FeatureFile, pool: Dataset, root: Path) -> PoolPaths | None:
+    """Return the list of the pool's images that is kept beside the feature file; None if they have no names (CIFAR)."""
+    classes = getattr(pool, "classes", [])
+    if file.images:
+        paths, sizes = [image.path for image in file.images], [image.size for image in file.images]
+        return PoolPaths(str(folder_of(root).resolve()), paths, sizes, classes)
+    if hasattr(pool, "names"):
+        source = {**pool.source, "content": pool.content_checksum()}
+        return PoolPaths(str(root), pool.names, [], classes, source)
+    return None
 
 
 def folder_of(root: Path) -> Path:
@@ -221,13 +231,8 @@ def finish(file: FeatureFile, pool: Dataset, root: Path, described: dict[str, An
             f"{'; '.join(errors[:FIRST_NAMED])}{more} ({len(errors)} of {len(pool)}, all listed in {listing}): "
             f"repair or remove them, and run again with --resume, which keeps the features of the others"
         )
-    classes = getattr(pool, "classes", [])
-    if file.images:
-        paths, sizes = [image.path for image in file.images], [image.size for image in file.images]
-        write_pool_paths(file.path, PoolPaths(str(folder_of(root).resolve()), paths, sizes, classes))
-    elif hasattr(pool, "names"):
-        source = {**pool.source, "content": pool.content_checksum()}
-        write_pool_paths(file.path, PoolPaths(str(root), pool.names, [], classes, source))
+    if listed := pool_paths_of(file, pool, root):
+        write_pool_paths(file.path, listed)
     write_json(description_file(file.path), described, indent=1)
     file.finish()
     listing.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DistributedSampler, Sa
 from torchvision.datasets.vision import StandardTransform
 
 from common.batch_stream import REPEATS, BatchStream, DrawnImages, EpochPlan, RepeatedAugmentationSampler
-from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, weights_checksum
+from common.checkpoints import check_classes, fetch_checkpoint, run_of, weights_checksum
 from common.command_line import usable
 from common.cpus import worker_count
 from common.errors import InputError
@@ -154,7 +154,7 @@ def build_recipe(
     teacher = None
     if args.distillation_type != "none":
         checkpoint = fetch_checkpoint(args.teacher_path)
-        run = checkpoint["run"] if is_own_checkpoint(checkpoint) else {}
+        run = run_of(checkpoint)
         check_classes(run, args.teacher_path, data.classes)
         kwargs = {key: value for key, value in run.get("built_with", {}).items() if key != "img_size"}
         teacher = create_network(args.teacher_model, nb_classes, input_size(args), kwargs)

@@ -37,11 +37,10 @@ class ClassificationLoss:
         """images (b, 3, h, w), targets (b,) or soft (b, c) -> scalar."""
         if self.mixup is not None:
             even = len(images) // 2 * 2  # mixup pairs images: the last of an odd batch stays as it is
-            last = mixup_target(targets[even:], self.mixup.num_classes, 1.0, self.mixup.label_smoothing)
+            soft = mixup_target(targets, self.mixup.num_classes, 1.0, self.mixup.label_smoothing)  # (b, c)
             if even:
-                mixed, soft = self.mixup(images[:even], targets[:even])
-                images, last = torch.cat([mixed, images[even:]]), torch.cat([soft, last])
-            targets = last
+                images[:even], soft[:even] = self.mixup(images[:even], targets[:even])
+            targets = soft
         outputs = model(images)
         by_class, by_distillation = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self.base(by_class, targets)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, weights_checksum
+from common.checkpoints import check_classes, fetch_checkpoint, is_own_checkpoint, run_of, weights_checksum
 from common.errors import InputError
 from common.networks import averages_beside_class_token, create_network, input_size
 from common.pretrained import heads_of, load_pretrained, network_weights
@@ -75,9 +75,9 @@ def load_weights(
             check_classes(checkpoint.get("run", {}), source, classes)
             check_network(checkpoint, source, model)
         weights = network_weights(checkpoint, source)
-        run = checkpoint["run"] if is_own_checkpoint(checkpoint) else {}
-        if not args.eval and run.get("classes", classes) != list(classes):  # a head of other classes
-            weights = {name: weight for name, weight in weights.items() if not name.startswith(heads_of(model))}
+        if not args.eval and run_of(checkpoint).get("classes", classes) != list(classes):  # a head of other classes
+            heads = heads_of(model)
+            weights = {name: weight for name, weight in weights.items() if not name.startswith(heads)}
         loaded.append(weights_checksum(weights))
         fresh = load_pretrained(model, weights, source)
     if args.eval and fresh:

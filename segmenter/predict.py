@@ -57,14 +57,15 @@ def main(argv: list[str] | None = None) -> Path:
     names = {str(label): name for label, name in enumerate(labels.classes, start=int(labels.reduce_zero_label))}
     known = output / "classes.json"
     written_before = read_json(known, "names of the classes") if known.is_file() else None
-    for folder in (output / "labels", output / "overlays"):
-        if any(Path(path).resolve().is_relative_to(folder.resolve()) for path, _ in images.samples):
+    folders, places = (output / "labels", output / "overlays"), [Path(path).resolve() for path, _ in images.samples]
+    for folder in folders:
+        if any(place.is_relative_to(folder.resolve()) for place in places):
             raise InputError(f"the images are in {folder}, which would be overwritten: give another --output")
         if folder.is_dir() and any(folder.iterdir()) and written_before != names:
             raise InputError(f"{folder} holds other files than masks of these classes: give another --output")
     window = SlidingWindow(recipe.crop_size, recipe.stride, args.batch_size, amp_dtype_of(args.amp, device))
-    for name in ("labels", "overlays"):
-        make_output_dir(output / name)
+    for folder in folders:
+        make_output_dir(folder)
     write_json(known, names, indent=1)
     unreadable = write_labels(model.to(device), window, images, eval_transform(recipe), labels, output)
     written = len(images) - len(unreadable)

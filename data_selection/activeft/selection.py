@@ -126,14 +126,14 @@ def select(
     Raises:
         InputError: if the budget does not fit the pool, an index is outside it, or a row is zero or not finite.
     """
-    candidates = Candidates(len(features), indices_of("labeled", labeled), indices_of("excluded", excluded))
+    candidates = Candidates(len(features), plain_indices("labeled", labeled), plain_indices("excluded", excluded))
     settings = Settings(**settings)
     candidates.check(budget)
     pool = read_pool(features, candidates, processes or Processes(pick_device(device)))
     return optimise(pool, budget, settings, progress, observe)
 
 
-def indices_of(name: str, given: Sequence[int] | np.ndarray | Tensor) -> tuple[int, ...]:
+def plain_indices(name: str, given: Sequence[int] | np.ndarray | Tensor) -> tuple[int, ...]:
     """Return indices as plain numbers. Raises InputError for a mask, and for anything but whole numbers."""
     indices = torch.as_tensor(given if isinstance(given, np.ndarray | Tensor) else list(given))
     if indices.numel() and (indices.dtype == torch.bool or indices.is_floating_point()):
